@@ -1,0 +1,65 @@
+# One command for each thing a person wants: make demo, make test, make check, make bench.
+# Python is Debian's own (libvirt and the lab's hosts see the same interpreter), in a private venv.
+
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+LAB := deploy/lab/lab
+UNIT := tests --ignore=tests/lab
+
+.PHONY: help deps venv image lint check fmt unit test lab-test demo bench lock clean
+
+help:
+	@echo "make demo   drain a real host live in a lab of four machines on this one (root; about 8 minutes)"
+	@echo "make test   every test, lab included (root; at most 25 minutes)"
+	@echo "make check  format, lint, types, import contracts, unit tests (under two minutes)"
+	@echo "make bench  figures as JSON lines (root)"
+	@echo "make lock   resolve requirements.lock anew from pyproject.toml"
+
+deps:
+	@deploy/lab/install-packages
+
+# pip checks every hash; --no-build-isolation takes setuptools from the lock too.
+$(VENV)/.stamp: requirements.lock pyproject.toml | deps
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+venv: $(VENV)/.stamp
+
+image: venv
+	@$(LAB) image >/dev/null
+
+lint: venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	MYPYPATH=deploy/lab $(BIN)/mypy deploy/lab/labkit
+	$(BIN)/lint-imports
+
+check: lint unit
+
+fmt: venv
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+unit: venv
+	$(BIN)/pytest -q -n 2 $(UNIT)
+
+lab-test: image
+	$(BIN)/pytest -v tests/lab
+
+test: lint unit lab-test
+
+demo: image
+	@deploy/demo/demo
+
+bench: image
+	@$(BIN)/python -m tests.bench
+
+lock: venv
+	$(BIN)/uv pip compile -q --generate-hashes --group dev --python-version 3.11 pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) .cache build *.egg-info
