@@ -1,0 +1,1 @@
+"""iSCSI through the kernel's initiator (open-iscsi): sessions from sysfs, login and logout by iscsiadm."""

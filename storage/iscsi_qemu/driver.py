@@ -1,0 +1,206 @@
+"""The driver for LUNs that QEMU opens by itself: the secret is there first, and the LUN is the same."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage import chap, portal
+from storage.driver import InUse
+from storage.errors import Failed, OutcomeError, Refused, Retryable, Unknown
+from storage.iscsi.decide import is_name
+from storage.iscsi_qemu import inq
+from storage.iscsi_qemu.secrets import SecretStore
+from storage.run import Runner
+from storage.run import run as run_tool
+from storage.words import (
+    Handover,
+    Health,
+    IscsiQemuVolume,
+    Role,
+    Volume,
+    VolumeReport,
+    WindowOptions,
+)
+
+ASK_DEADLINE_S = 15.0
+FRESH_S = 30.0  # reports repeat often; each question is a login at the target
+MAX_CACHED = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the LUN said. `asked_s` is monotonic."""
+
+    identity: str | None
+    size_bytes: int | None
+    problems: tuple[str, ...]
+    asked_s: float
+
+
+class IscsiQemuDriver:
+    """LUNs of QEMU's own initiator. The secret's value comes from this host's credential file (I17).
+
+    `in_use` is taken for symmetry with the other drivers and never needed: on release nothing is taken away.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_use: InUse,
+        secrets: SecretStore,
+        run: Runner = run_tool,
+        chap_dir: Path = chap.CHAP_DIR,
+        check_portal: portal.PortalCheck = portal.check,
+    ) -> None:
+        self._in_use = in_use
+        self._secrets = secrets
+        self._run = run
+        self._chap_dir = chap_dir
+        self._check_portal = check_portal
+        self._answers: dict[IscsiQemuVolume, Answer] = {}
+
+    async def volumes(self) -> tuple[IscsiQemuVolume, ...]:
+        """Always empty: a host holds nothing of such a volume, only the domains name it."""
+        return ()
+
+    async def reach(self, volume: Volume) -> tuple[str, ...]:
+        """For planning: does the portal answer, and is the secret here or can it be made?"""
+        assert isinstance(volume, IscsiQemuVolume)
+        try:
+            reasons = list(await self._secret_reasons(volume))
+        except OutcomeError as error:
+            reasons = list(error.reasons)
+        problem = await self._check_portal(volume.portal)
+        return (*reasons, problem) if problem else tuple(reasons)
+
+    async def inspect(self, volume: Volume) -> VolumeReport:
+        """Credentials in place (ATTACHED) or not, and who the LUN says it is."""
+        assert isinstance(volume, IscsiQemuVolume)
+        try:
+            attached = not _wants_secret(volume) or await self._has_secret(volume)
+        except OutcomeError as error:
+            return _report(volume, Role.UNKNOWN, Answer(None, None, tuple(error.reasons), 0.0))
+        answer = self._answers.get(volume)
+        if answer is None or time.monotonic() - answer.asked_s > FRESH_S:
+            answer = await self._ask(volume)
+        return _report(volume, Role.ATTACHED if attached else Role.DETACHED, answer)
+
+    async def prepare(self, volume: Volume, handover: Handover) -> None:
+        """Both sides: the secret is here (made from the credential file if missing), and the LUN answers."""
+        assert isinstance(volume, IscsiQemuVolume)
+        if not is_name(volume.iqn):
+            raise Refused(f"{volume.name}: {volume.iqn!r} is no iSCSI name")
+        reasons = await self._secret_reasons(volume)
+        if reasons:
+            raise Refused(*reasons)
+        if _wants_secret(volume) and not await self._has_secret(volume):
+            await self._define_secret(volume)
+        # Never an old answer: this one is the proof for I9.
+        self._remember(volume, Answer(*await self._identify(volume), (), time.monotonic()))
+
+    async def open_window(self, volume: Volume, handover: Handover) -> WindowOptions | None:
+        """Nothing to open: the target admits both hosts or it does not."""
+        return None
+
+    async def acquire(self, volume: Volume, handover: Handover) -> None:
+        """Nothing to take: QEMU logs in by itself. The secret must be there by now."""
+        assert isinstance(volume, IscsiQemuVolume)
+        if _wants_secret(volume) and not await self._has_secret(volume):
+            raise Refused(f"{volume.name}: libvirt on this host has no secret {_secret_word(volume)}")
+
+    async def release(self, volume: Volume, handover: Handover) -> None:
+        """Nothing to give up: QEMU's session ended with QEMU. The secret stays: other guests may share it."""
+
+    async def close_window(self, volume: Volume, handover: Handover, before: WindowOptions | None) -> None:
+        """Nothing was opened."""
+
+    # -- parts -----------------------------------------------------------------------------------
+
+    async def _has_secret(self, volume: IscsiQemuVolume) -> bool:
+        return await self._secrets.has(uuid=volume.secret_uuid, usage=volume.secret_usage)
+
+    async def _credential(self, volume: IscsiQemuVolume) -> chap.Credential | None:
+        return await chap.find(self._chap_dir, iqn=volume.iqn, portal=volume.portal)
+
+    async def _secret_reasons(self, volume: IscsiQemuVolume) -> tuple[str, ...]:
+        if not _wants_secret(volume):
+            return ()
+        credential = await self._credential(volume)
+        if credential is None:
+            # Even with the secret in libvirt, which tells it to nobody, the LUN could not be asked who it is.
+            return (
+                f"{volume.name}: no CHAP credential for {volume.iqn} at {volume.portal} in {self._chap_dir} "
+                f"on this host",
+            )
+        if volume.chap_user is not None and credential.username != volume.chap_user:
+            return (
+                f"{volume.name}: the domain logs in as {volume.chap_user}, but {self._chap_dir} has "
+                f"the password of {credential.username}",
+            )
+        return ()
+
+    async def _define_secret(self, volume: IscsiQemuVolume) -> None:
+        credential = await self._credential(volume)
+        if credential is None:
+            raise Refused(f"{volume.name}: the CHAP credential is gone from {self._chap_dir}")
+        await self._secrets.define(
+            uuid=volume.secret_uuid,
+            usage=volume.secret_usage,
+            value=credential.password.encode("utf-8"),
+        )
+        if not await self._has_secret(volume):
+            raise Failed(f"{volume.name}: libvirt did not keep the secret {_secret_word(volume)}")
+
+    async def _ask(self, volume: IscsiQemuVolume) -> Answer:
+        try:
+            answer = Answer(*await self._identify(volume), (), time.monotonic())
+        except OutcomeError as error:
+            answer = Answer(None, None, tuple(error.reasons), time.monotonic())
+        return self._remember(volume, answer)
+
+    def _remember(self, volume: IscsiQemuVolume, answer: Answer) -> Answer:
+        if len(self._answers) >= MAX_CACHED:
+            self._answers.clear()
+        self._answers[volume] = answer
+        return answer
+
+    async def _identify(self, volume: IscsiQemuVolume) -> tuple[str, int]:
+        env = inq.environment(await self._credential(volume))
+        try:
+            page = await self._run(inq.designators(volume), deadline_s=ASK_DEADLINE_S, env=env)
+        except Refused as error:
+            raise Refused(
+                f"{volume.name}: its identity cannot be read: {error}: install {inq.PACKAGE}"
+            ) from None
+        if page.rc != 0:
+            raise Retryable(f"{volume.name}: the target does not let this host see the LUN: {page.said}")
+        identity = inq.identity(volume, page.stdout)
+        if identity is None:
+            raise Refused(f"{volume.name}: the LUN gives no identity (VPD page 0x83)")
+        answer = await self._run(inq.capacity(volume), deadline_s=ASK_DEADLINE_S, env=env)
+        size = inq.size_bytes(answer.stdout) if answer.rc == 0 else None
+        if size is None:
+            raise Unknown(f"{volume.name}: its size could not be read: {answer.said}")
+        return identity, size
+
+
+def _wants_secret(volume: IscsiQemuVolume) -> bool:
+    return volume.secret_uuid is not None or volume.secret_usage is not None
+
+
+def _secret_word(volume: IscsiQemuVolume) -> str:
+    return volume.secret_uuid or f"with usage {volume.secret_usage}"
+
+
+def _report(volume: IscsiQemuVolume, role: Role, answer: Answer) -> VolumeReport:
+    health = Health.OK if not answer.problems else Health.UNREACHABLE
+    return VolumeReport(
+        volume=volume,
+        role=role,
+        health=Health.UNKNOWN if role is Role.UNKNOWN else health,
+        identity=answer.identity,
+        size_bytes=answer.size_bytes,
+        problems=answer.problems,
+    )
