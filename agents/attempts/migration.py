@@ -1,0 +1,177 @@
+"""Migrate one guest from this host, watch it, abort it when asked or late, and say what is certain.
+
+DONE is said only if libvirt reported success *and* the guest is gone or shut off here. Everything that is
+not proved is Unknown: the daemon then looks at both hosts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+
+from agents.attempts.control import Control
+from agents.attempts.outcomes import Ended
+from agents.hypervisor.words import DomainFacts, Hypervisor, MigrateRequest
+from agents.protocol import AttemptResult, DomainState, MigrateDomain, MigrationProgress, Outcome
+from storage.errors import Failed, Refused, Retryable, Unknown
+
+MOVABLE = (DomainState.RUNNING, DomainState.BLOCKED, DomainState.PAUSED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """Times of the watching, in seconds; tests use shorter ones."""
+
+    poll_s: float = 0.5
+    first_poll_s: float = 0.1
+    abort_grace_s: float = 60.0  # from the first abort to giving up on an answer
+    settle_s: float = 10.0  # for the source to be gone after a success
+    figures_s: float = 0.2  # for the event with the final figures
+    blind_s: float = 60.0  # how long a followed job may be out of sight
+
+
+def reasons_not_to_migrate(facts: DomainFacts) -> tuple[str, ...]:
+    """What makes a live migration from here impossible, as the guest stands."""
+    if facts.state is DomainState.ABSENT:
+        return (f"domain {facts.uuid} is not on this host",)
+    if facts.state not in MOVABLE:
+        return (f"domain {facts.uuid} is {facts.state} ({facts.reason}): there is nothing to migrate live",)
+    return ()
+
+
+async def migrate(command: MigrateDomain, hypervisor: Hypervisor, control: Control, pace: Pace) -> Ended:
+    """Run the command. Raises Refused, Retryable, Failed (nothing was sent), Unknown (look at both hosts)."""
+    facts = await hypervisor.facts(command.uuid)
+    reasons = reasons_not_to_migrate(facts)
+    if reasons:
+        raise Refused(*reasons)
+    if facts.job:
+        raise Retryable(f"domain {command.uuid}: another libvirt job runs on it")
+    if control.abort.is_set():
+        raise Failed("aborted before it began")
+    request = MigrateRequest(
+        uuid=command.uuid,
+        target_uri=command.target_uri,
+        target_address=command.target_address,
+        downtime_limit_ms=command.downtime_limit_ms,
+        bandwidth_bps=command.bandwidth_bps,
+    )
+    watch = _Watch(command, hypervisor, control, pace)
+    call = asyncio.create_task(hypervisor.migrate(request))
+    try:
+        await watch.until_ended(call)
+        await call
+    except Unknown as error:
+        await watch.follow()
+        raise Unknown(*watch.why_aborted, *error.reasons) from None
+    except (Refused, Retryable, Failed) as error:
+        if watch.why_aborted:  # an aborted call proves less than one that failed by itself
+            raise Unknown(*watch.why_aborted, *error.reasons) from None
+        raise
+    finally:
+        call.cancel()  # a thread that hangs in the call keeps its connection, not this attempt
+    await _source_gone(command.uuid, hypervisor, pace)
+    return Ended(outcome=Outcome.DONE, result=AttemptResult(progress=await watch.final_figures()))
+
+
+async def adopt(command: MigrateDomain, hypervisor: Hypervisor, control: Control, pace: Pace) -> Ended:
+    """Follow a migration begun by a former life of this agent until its job ends. Always raises Unknown."""
+    watch = _Watch(command, hypervisor, control, pace)
+    await watch.follow()
+    control.latest = await watch.final_figures()  # if it moved, the daemon still learns its downtime
+    raise Unknown("the agent restarted while this migration ran: look at both hosts")
+
+
+class _Watch:
+    """Polls one migration: progress out, abort in."""
+
+    def __init__(self, command: MigrateDomain, hypervisor: Hypervisor, control: Control, pace: Pace) -> None:
+        self._command = command
+        self._hypervisor = hypervisor
+        self._control = control
+        self._pace = pace
+        self._limit_set = False
+        loop = asyncio.get_running_loop()
+        self._now = loop.time
+        self._late_at = loop.time() + command.deadline_s
+        self._give_up_at: float | None = None
+        self.why_aborted: tuple[str, ...] = ()
+
+    async def until_ended(self, call: asyncio.Task[None]) -> None:
+        """Return when the call has ended. Raises Unknown when it did not end long after an abort."""
+        wait_s = self._pace.first_poll_s
+        while not (await asyncio.wait({call}, timeout=wait_s))[0]:
+            wait_s = min(wait_s * 2, self._pace.poll_s)
+            await self._step()
+
+    async def follow(self) -> None:
+        """Return when the domain has no outgoing job any more, or could not be seen for `blind_s`."""
+        blind_since: float | None = None
+        while True:
+            try:
+                if not await self._look():
+                    return
+                blind_since = None
+            except Retryable:
+                blind_since = blind_since if blind_since is not None else self._now()
+                if self._now() - blind_since >= self._pace.blind_s:
+                    return
+            if self._control.latest is not None:  # else it may be another job: not ours to abort
+                await self._maybe_abort()
+            await asyncio.sleep(self._pace.poll_s)
+
+    async def final_figures(self) -> MigrationProgress | None:
+        """libvirt's final figures with the real downtime; the last ones seen if the event did not come."""
+        found = await self._hypervisor.last_job(self._command.uuid, wait_s=self._pace.figures_s)
+        return found or self._control.latest
+
+    async def _step(self) -> None:
+        await self._maybe_abort()
+        with contextlib.suppress(Retryable):  # the migration goes on whether it can be watched or not
+            await self._look()
+
+    async def _look(self) -> bool:
+        """Is the outgoing job there? Tells its progress, and sets the downtime limit on first sight."""
+        uuid = self._command.uuid
+        job = await self._hypervisor.job(uuid)
+        if job is None:
+            return False
+        if job.outgoing:
+            self._control.latest = job.progress
+            if not self._limit_set:
+                with contextlib.suppress(Refused):  # it ended in this instant
+                    await self._hypervisor.set_downtime(uuid, self._command.downtime_limit_ms)
+                self._limit_set = True
+        return True
+
+    async def _maybe_abort(self) -> None:
+        """Ask again at every poll until the job has ended; give up `abort_grace_s` after the first time."""
+        if not self.why_aborted:
+            if self._control.abort.is_set():
+                self.why_aborted = ("aborted on request",)
+            elif self._now() > self._late_at:
+                self.why_aborted = (f"aborted: it took longer than {self._command.deadline_s:g} s",)
+            else:
+                return
+            self._give_up_at = self._now() + self._pace.abort_grace_s
+        if self._give_up_at is not None and self._now() > self._give_up_at:
+            raise Unknown(*self.why_aborted, "libvirt did not end the migration after the abort")
+        with contextlib.suppress(Retryable):
+            await self._hypervisor.abort(self._command.uuid)
+
+
+async def _source_gone(uuid: str, hypervisor: Hypervisor, pace: Pace) -> None:
+    """The second half of DONE. Raises Unknown when the guest is still seen here, or cannot be looked for."""
+    loop = asyncio.get_running_loop()
+    ends = loop.time() + pace.settle_s
+    seen = "libvirt did not answer"
+    while True:
+        with contextlib.suppress(Retryable):
+            facts = await hypervisor.facts(uuid)
+            if facts.state in (DomainState.ABSENT, DomainState.SHUTOFF):
+                return
+            seen = f"on this host the guest is {facts.state} ({facts.reason})"
+        if loop.time() >= ends:
+            raise Unknown("libvirt reported success", seen)
+        await asyncio.sleep(0.05)

@@ -1,0 +1,48 @@
+"""The migrate call itself: parameters and flags. Blocking, for use in a Link's thread.
+
+Peer-to-peer, because such a migration goes on when this agent dies. Never VIR_MIGRATE_UNSAFE (an operator's
+word), never TUNNELLED (a copy through two libvirtds), never a disk copy: the disks are handed over by the
+storage drivers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import libvirt
+
+from agents.hypervisor.words import MigrateRequest
+from storage.errors import Refused
+
+MIB = 1 << 20
+
+
+def migrate(connection: Any, request: MigrateRequest) -> None:
+    """Returns when libvirt reports success. Raises libvirtError, or Refused when the domain is not here."""
+    try:
+        domain = connection.lookupByUUIDString(request.uuid)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            raise Refused(f"domain {request.uuid} is not on this host") from None
+        raise
+    persistent = bool(domain.isPersistent())
+    domain.migrateToURI3(request.target_uri, parameters(request), flags(persistent=persistent))
+
+
+def parameters(request: MigrateRequest) -> dict[str, str | int]:
+    """virDomainMigrateToURI3's typed parameters. libvirt takes the bandwidth in MiB/s, at least 1."""
+    found: dict[str, str | int] = {libvirt.VIR_MIGRATE_PARAM_URI: request.target_address}
+    if request.bandwidth_bps is not None:
+        found[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = max(1, request.bandwidth_bps // MIB)
+    return found
+
+
+def flags(*, persistent: bool) -> int:
+    """ABORT_ON_ERROR: a guest that stops on an IO error while it moves stays where its error can be seen.
+
+    A transient guest stays transient: there is no definition to take along or to remove.
+    """
+    found = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PEER2PEER | libvirt.VIR_MIGRATE_ABORT_ON_ERROR
+    if persistent:
+        found |= libvirt.VIR_MIGRATE_PERSIST_DEST | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
+    return int(found)

@@ -1,0 +1,102 @@
+"""CHAP secrets of QEMU's own iSCSI initiator, kept by libvirt. Implements storage.iscsi_qemu's SecretStore.
+
+The value is read from this host's credential file by the driver and goes to libvirtd over its local socket:
+never through an argv, a log line or an error text (I17).
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import libvirt
+
+from agents.hypervisor.libvirt_link import Link, Lost
+from storage.errors import Failed, Retryable, Unknown
+
+T = TypeVar("T")
+
+DEADLINE_S = 10.0
+
+
+class LibvirtSecrets:
+    """One connection, one call at a time: secrets are asked for rarely."""
+
+    def __init__(self, uri: str) -> None:
+        self._link = Link(uri, "libvirt-secrets", slots=1)
+
+    async def has(self, *, uuid: str | None, usage: str | None) -> bool:
+        """Is there a secret with this UUID, or else this usage, and has it a value? Raises Retryable."""
+
+        def look(connection: Any) -> bool:
+            secret = _find(connection, uuid, usage)
+            return secret is not None and _has_value(secret)
+
+        try:
+            return await self._link.call(look, deadline_s=DEADLINE_S)
+        except (Lost, Unknown, libvirt.libvirtError) as error:
+            raise Retryable(f"libvirt secrets: {_said(error)}") from None
+
+    async def define(self, *, uuid: str | None, usage: str | None, value: bytes) -> None:
+        """Define it private and persistent and set its value. Raises Failed, Retryable, Unknown."""
+
+        def define(connection: Any) -> None:
+            secret = _find(connection, uuid, usage)
+            if secret is None:
+                secret = connection.secretDefineXML(secret_xml(uuid, usage))
+            secret.setValue(value)
+
+        try:
+            await self._link.call(define, deadline_s=DEADLINE_S)
+        except Lost as error:
+            raise Unknown(f"libvirt secrets: the connection broke: {error}") from None
+        except libvirt.libvirtError as error:
+            raise Failed(f"libvirt secrets: {_said(error)}") from None
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._link.close()
+
+
+def secret_xml(uuid: str | None, usage: str | None) -> str:
+    """Definition of a secret: private (cannot be read back), not ephemeral (survives libvirtd)."""
+    root = ET.Element("secret", ephemeral="no", private="yes")
+    if uuid is not None:
+        ET.SubElement(root, "uuid").text = uuid
+    ET.SubElement(root, "description").text = "iSCSI CHAP, defined by migrd-agent"
+    target = ET.SubElement(ET.SubElement(root, "usage", type="iscsi"), "target")
+    target.text = usage or f"migrd-{uuid}"
+    return ET.tostring(root, encoding="unicode")
+
+
+def _find(connection: Any, uuid: str | None, usage: str | None) -> Any | None:
+    lookups: list[Callable[[], Any]] = []
+    if uuid is not None:
+        lookups.append(lambda: connection.secretLookupByUUIDString(uuid))
+    if usage is not None:
+        lookups.append(lambda: connection.secretLookupByUsage(libvirt.VIR_SECRET_USAGE_TYPE_ISCSI, usage))
+    for lookup in lookups:
+        try:
+            return lookup()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_SECRET:
+                raise
+    return None
+
+
+def _has_value(secret: Any) -> bool:
+    """libvirt does not let the value of a private secret be read; NO_SECRET says that it has none."""
+    try:
+        secret.value()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_SECRET:
+            return False
+        if error.get_error_code() == libvirt.VIR_ERR_INVALID_SECRET:  # private: it exists, and is kept
+            return True
+        raise
+    return True
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__

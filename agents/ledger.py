@@ -1,0 +1,221 @@
+"""The agent's memory of attempts and of the highest epoch it obeyed. SQLite, WAL, synchronous FULL.
+
+Invariants: an attempt is on disk before it begins, so the same (operation, step, attempt) is never begun
+twice, whatever dies in between; the highest epoch survives a restart (I4). One thread owns the connection.
+Ended attempts are pruned by age and number; running ones never.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from agents.protocol import Attempt, AttemptReport, Outcome
+from agents.wire import dump, read
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+PRUNE_EVERY = 100
+_SCHEMA = """
+create table if not exists epoch (one integer primary key check (one = 1), highest integer not null);
+create table if not exists attempts (
+    operation text not null, step text not null, attempt integer not null,
+    epoch integer not null, body blob not null, outcome text not null, report blob not null,
+    began_s real not null, ended_s real,
+    primary key (operation, step, attempt)
+) without rowid;
+create index if not exists ended on attempts (ended_s) where ended_s is not null;
+"""
+
+
+class StaleEpochError(Exception):
+    """A newer daemon has spoken (I4)."""
+
+    def __init__(self, epoch: int, highest: int) -> None:
+        super().__init__(f"epoch {epoch} is stale: this agent obeys epoch {highest}")
+        self.highest = highest
+
+
+class DifferentCommandError(Exception):
+    """The id of this attempt was used before, for another command."""
+
+
+class LedgerError(Exception):
+    """The ledger cannot be written (disk full, IO error): nothing may begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """`fresh`: begin it now. Otherwise `report` is what is known of the first one."""
+
+    fresh: bool
+    report: AttemptReport
+
+
+class Ledger:
+    """Open it with `Ledger.open`; every method may be called concurrently, from one event loop."""
+
+    def __init__(
+        self, database: sqlite3.Connection, thread: ThreadPoolExecutor, *, keep_rows: int, keep_days: float
+    ) -> None:
+        self._database = database
+        self._thread = thread
+        self._keep_rows = keep_rows
+        self._keep_s = keep_days * 86400
+        self._admitted = 0
+        self.highest_epoch = 0
+
+    @classmethod
+    async def open(cls, path: Path, *, keep_rows: int = 20_000, keep_days: float = 30.0) -> Ledger:
+        """Open or create the ledger. Raises LedgerError when it cannot be used or is of a newer version."""
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
+        loop = asyncio.get_running_loop()
+        try:
+            database = await loop.run_in_executor(thread, _open, path)
+        except (sqlite3.Error, OSError) as error:
+            thread.shutdown(wait=False)
+            raise LedgerError(f"{path}: {error}") from error
+        ledger = cls(database, thread, keep_rows=keep_rows, keep_days=keep_days)
+        ledger.highest_epoch = await ledger._run(ledger._read_epoch)
+        await ledger._run(ledger._prune)
+        return ledger
+
+    async def close(self) -> None:
+        """Close; what was answered is on disk already."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._database.close)
+        self._thread.shutdown(wait=False)
+
+    async def admit(self, attempt: Attempt) -> Admission:
+        """Record that `attempt` begins now, or find the one that began before.
+
+        Raises StaleEpochError, DifferentCommandError, LedgerError; then nothing was recorded.
+        """
+        admission = await self._run(lambda: self._admit(attempt))
+        self.highest_epoch = max(self.highest_epoch, attempt.epoch)
+        return admission
+
+    async def obey(self, epoch: int) -> None:
+        """Raise StaleEpochError for a stale epoch, else remember a higher one. Raises LedgerError."""
+        await self._run(lambda: self._transaction(lambda: self._obey(epoch)))
+        self.highest_epoch = max(self.highest_epoch, epoch)
+
+    async def finish(self, report: AttemptReport) -> None:
+        """Record how an attempt ended; the first outcome stays. Raises LedgerError."""
+        await self._run(lambda: self._transaction(lambda: self._finish(report)))
+
+    async def find(self, operation: str, step: str, attempt: int) -> AttemptReport | None:
+        """What is recorded of an attempt. Raises LedgerError."""
+        return await self._run(lambda: self._find(operation, step, attempt))
+
+    async def running(self) -> list[Attempt]:
+        """Attempts without an end: after a start, those that ran when the agent died. Raises LedgerError."""
+        return await self._run(self._running)
+
+    # -- inside the thread -----------------------------------------------------------------------
+
+    async def _run(self, function: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        except sqlite3.Error as error:
+            raise LedgerError(f"the ledger cannot be used: {error}") from error
+
+    def _transaction(self, function: Callable[[], T]) -> T:
+        self._database.execute("begin immediate")
+        try:
+            result = function()
+            self._database.execute("commit")
+        except BaseException:
+            if self._database.in_transaction:  # SQLite itself rolls back on a full disk
+                self._database.execute("rollback")
+            raise
+        return result
+
+    def _admit(self, attempt: Attempt) -> Admission:
+        self._admitted += 1
+        if self._admitted % PRUNE_EVERY == 0:
+            self._prune()
+        return self._transaction(lambda: self._record(attempt))
+
+    def _record(self, attempt: Attempt) -> Admission:
+        self._obey(attempt.epoch)
+        key = (attempt.operation, attempt.step, attempt.attempt)
+        row = self._database.execute(
+            "select body, report from attempts where operation = ? and step = ? and attempt = ?", key
+        ).fetchone()
+        if row is not None:
+            if read(Attempt, row[0]).command != attempt.command:
+                raise DifferentCommandError(f"attempt {'/'.join(map(str, key))} was for another command")
+            return Admission(fresh=False, report=read(AttemptReport, row[1]))
+        report = AttemptReport(
+            operation=attempt.operation,
+            step=attempt.step,
+            attempt=attempt.attempt,
+            outcome=Outcome.RUNNING,
+        )
+        self._database.execute(
+            "insert into attempts values (?, ?, ?, ?, ?, ?, ?, ?, null)",
+            (*key, attempt.epoch, dump(attempt), report.outcome.value, dump(report), time.time()),
+        )
+        return Admission(fresh=True, report=report)
+
+    def _obey(self, epoch: int) -> None:
+        highest = self._read_epoch()
+        if epoch < highest:
+            raise StaleEpochError(epoch, highest)
+        if epoch > highest:
+            self._database.execute("insert or replace into epoch values (1, ?)", (epoch,))
+
+    def _finish(self, report: AttemptReport) -> None:
+        self._database.execute(
+            "update attempts set outcome = ?, report = ?, ended_s = ?"
+            " where operation = ? and step = ? and attempt = ? and ended_s is null",
+            (report.outcome.value, dump(report), time.time(), report.operation, report.step, report.attempt),
+        )
+
+    def _find(self, operation: str, step: str, attempt: int) -> AttemptReport | None:
+        row = self._database.execute(
+            "select report from attempts where operation = ? and step = ? and attempt = ?",
+            (operation, step, attempt),
+        ).fetchone()
+        return None if row is None else read(AttemptReport, row[0])
+
+    def _running(self) -> list[Attempt]:
+        rows = self._database.execute("select body from attempts where ended_s is null order by began_s")
+        return [read(Attempt, row[0]) for row in rows]
+
+    def _read_epoch(self) -> int:
+        row = self._database.execute("select highest from epoch").fetchone()
+        return 0 if row is None else int(row[0])
+
+    def _prune(self) -> None:
+        self._transaction(self._delete_old)
+
+    def _delete_old(self) -> None:
+        self._database.execute("delete from attempts where ended_s < ?", (time.time() - self._keep_s,))
+        self._database.execute(
+            "delete from attempts where ended_s < (select ended_s from attempts where ended_s is not null"
+            " order by ended_s desc limit 1 offset ?)",
+            (self._keep_rows - 1,),
+        )
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=True, timeout=5.0)
+    path.chmod(0o600)
+    version = database.execute("pragma user_version").fetchone()[0]
+    if version > SCHEMA_VERSION:
+        database.close()
+        raise sqlite3.DatabaseError(f"written by a newer agent (schema {version})")
+    database.execute("pragma journal_mode = wal")
+    database.execute("pragma synchronous = full")
+    database.executescript(_SCHEMA)
+    database.execute(f"pragma user_version = {SCHEMA_VERSION}")
+    return database
