@@ -1,0 +1,1 @@
+"""The daemon: model of the cluster, planner, journal, executor, API, and migrctl."""

@@ -1,0 +1,214 @@
+"""Carries out a saga's commands at the agents, and brings every outcome back as one event.
+
+Nothing is decided here. What an exception means is fixed by `storage.errors`; contact lost while an attempt
+runs is "not ended, outcome unknown", never a failure. Raises Superseded alone: a newer daemon is master (I4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from agents.client import AttemptNotSeen, StaleEpoch
+from agents.protocol import (
+    Attempt,
+    AttemptReport,
+    MigrationProgress,
+    Observation,
+    Observe,
+    Outcome,
+    ShutdownDomain,
+)
+from migrd.ports import AgentPort, Clock
+from migrd.sagas.commands import Abort, Call, Follow, Look, StopGuest
+from migrd.sagas.events import Answered, Looked, StopAnswered
+from storage.errors import Failed, OutcomeError, Refused, Retryable, Unknown
+from storage.words import Side
+
+OnProgress = Callable[[MigrationProgress], None]
+
+ABORT_TRIES = 5
+
+
+class Superseded(Exception):  # noqa: N818 - a state of the world
+    """An agent obeys a newer epoch: another daemon is master, and this one must not command any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long the daemon waits for an agent. All in seconds."""
+
+    poll_s: float = 1.0  # one long poll: the age of migration progress
+    lost_contact_s: float = 20.0  # an attempt whose agent is silent for longer is "not ended, unknown"
+    retry_s: float = 0.5
+    observe_s: float = 20.0
+    stop_grace_s: float = 30.0  # beyond the shutdown's own deadline
+
+
+class Acts:
+    """The agents, spoken to under one epoch."""
+
+    def __init__(
+        self, agents: Mapping[str, AgentPort], *, epoch: int, clock: Clock, patience: Patience
+    ) -> None:
+        self._agents = agents
+        self._epoch = epoch
+        self._clock = clock
+        self._patience = patience
+
+    async def call(self, operation: str, command: Call, on_progress: OnProgress) -> Answered:
+        """Submit, then wait for the end."""
+        attempt = Attempt(
+            operation=operation,
+            step=command.step,
+            attempt=command.attempt,
+            epoch=self._epoch,
+            command=command.command,
+        )
+        report, ended = await self._attempt(command.host, attempt, command.deadline_s, on_progress)
+        return _answer(command.side, report, ended)
+
+    async def follow(self, operation: str, command: Follow, on_progress: OnProgress) -> Answered:
+        """Wait for the end of what was submitted before."""
+        name = AttemptReport(
+            operation=operation, step=command.step, attempt=command.attempt, outcome=Outcome.UNKNOWN
+        )
+        report, ended = await self._until_end(command.host, name, command.deadline_s, on_progress)
+        return _answer(command.side, report, ended)
+
+    async def abort(self, operation: str, command: Abort) -> None:
+        """Ask for the end. Whether it helps is told by the attempt itself."""
+        agent = self._agents.get(command.host)
+        for _ in range(ABORT_TRIES if agent is not None else 0):
+            assert agent is not None
+            try:
+                await agent.abort(operation, command.step, command.attempt, epoch=self._epoch)
+            except StaleEpoch as error:
+                raise Superseded(str(error)) from None
+            except (Retryable, AttemptNotSeen):  # not seen: its submission may be on the way still
+                await self._clock.sleep(self._patience.retry_s)
+                continue
+            except OutcomeError:
+                return  # refused: there is nothing to stop
+            else:
+                return
+
+    async def look(self, command: Look) -> Looked:
+        """Both hosts at the same time; a host that does not answer is None, with the reason."""
+        question = Observe(uuid=command.guest, volumes=command.volumes)
+        (source, no_source), (target, no_target) = await asyncio.gather(
+            self._observe(command.source, question), self._observe(command.target, question)
+        )
+        reasons = (*no_source, *no_target)
+        return Looked(source=source, target=target, reasons=reasons, number=command.number)
+
+    async def stop(self, operation: str, command: StopGuest) -> StopAnswered:
+        """Ask a guest to shut down, with the operator's consent journalled before (I5)."""
+        attempt = Attempt(
+            operation=operation,
+            step=f"stop-{command.guest}",
+            attempt=command.attempt,
+            epoch=self._epoch,
+            command=ShutdownDomain(uuid=command.guest, deadline_s=command.deadline_s),
+        )
+        deadline_s = command.deadline_s + self._patience.stop_grace_s
+        report, _ = await self._attempt(command.host, attempt, deadline_s, _ignore)
+        return StopAnswered(
+            guest=command.guest, attempt=command.attempt, outcome=report.outcome, reasons=report.reasons
+        )
+
+    async def _observe(self, host: str, question: Observe) -> tuple[Observation | None, tuple[str, ...]]:
+        agent = self._agents.get(host)
+        if agent is None:
+            return None, (f"{host} is not configured",)
+        try:
+            async with asyncio.timeout(self._patience.observe_s):
+                return await agent.observe(question), ()
+        except OutcomeError as error:
+            return None, tuple(error.reasons) or (f"{host} did not answer",)
+        except TimeoutError:
+            return None, (f"{host} did not answer within {self._patience.observe_s:g} s",)
+
+    async def _attempt(
+        self, host: str, attempt: Attempt, deadline_s: float, on_progress: OnProgress
+    ) -> tuple[AttemptReport, bool]:
+        agent = self._agents.get(host)
+        if agent is None:
+            return _report(attempt, Outcome.REFUSED, f"{host} is not configured"), True
+        try:
+            report = await agent.submit(attempt)
+        except StaleEpoch as error:
+            raise Superseded(str(error)) from None
+        except Refused as error:
+            return _report(attempt, Outcome.REFUSED, *error.reasons), True
+        except Retryable as error:
+            return _report(attempt, Outcome.RETRYABLE, *error.reasons), True
+        except Failed as error:
+            return _report(attempt, Outcome.FAILED, *error.reasons), True
+        except Unknown:
+            pass  # the reply was lost: the agent knows whether it saw the attempt
+        else:
+            if report.outcome is not Outcome.RUNNING:
+                return report, True
+            _tell(report, on_progress)
+        return await self._until_end(host, _report(attempt, Outcome.UNKNOWN), deadline_s, on_progress)
+
+    async def _until_end(
+        self,
+        host: str,
+        name: AttemptReport,
+        deadline_s: float,
+        on_progress: OnProgress,
+    ) -> tuple[AttemptReport, bool]:
+        """The attempt's end; or (UNKNOWN, not ended) once contact is lost or the deadline has passed."""
+        agent = self._agents.get(host)
+        step, attempt = name.step, name.attempt
+        if agent is None:
+            return _report(name, Outcome.UNKNOWN, f"{host} is not configured"), False
+        clock = self._clock
+        begun_s = heard_s = clock.monotonic()
+        while clock.monotonic() - begun_s < deadline_s:
+            try:
+                report = await agent.wait(name.operation, step, attempt, self._patience.poll_s)
+            except AttemptNotSeen:
+                return _report(name, Outcome.RETRYABLE, f"{host} never saw {step}/{attempt}"), True
+            except OutcomeError as error:
+                if clock.monotonic() - heard_s >= self._patience.lost_contact_s:
+                    return _report(name, Outcome.UNKNOWN, *error.reasons), False
+                await clock.sleep(self._patience.retry_s)
+                continue
+            heard_s = clock.monotonic()
+            _tell(report, on_progress)
+            if report.outcome is not Outcome.RUNNING:
+                return report, True
+        return _report(name, Outcome.UNKNOWN, f"{step} on {host} has not ended in {deadline_s:g} s"), False
+
+
+def _report(name: Attempt | AttemptReport, outcome: Outcome, *reasons: str) -> AttemptReport:
+    return AttemptReport(
+        operation=name.operation, step=name.step, attempt=name.attempt, outcome=outcome, reasons=reasons
+    )
+
+
+def _answer(side: Side, report: AttemptReport, ended: bool) -> Answered:
+    progress = report.result.progress
+    return Answered(
+        side=side,
+        step=report.step,
+        attempt=report.attempt,
+        outcome=report.outcome,
+        ended=ended,
+        reasons=report.reasons,
+        volumes=report.result.volumes,
+        downtime_ms=progress.downtime_ms if progress is not None else None,
+    )
+
+
+def _tell(report: AttemptReport, on_progress: OnProgress) -> None:
+    if report.result.progress is not None:
+        on_progress(report.result.progress)
+
+
+def _ignore(_progress: MigrationProgress) -> None:
+    return

@@ -1,0 +1,275 @@
+"""migrd.toml: what the daemon is told. Every mistake is reported together, before any port is opened.
+
+docs/CONFIG.md has a full example. Policies are the very dataclasses that planner, watch and core use, so a
+new option of theirs is a new key here.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import stat
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from agents.tls import TlsFiles, client_context
+from agents.toml_config import ConfigError, load
+from migrd.acts import Patience
+from migrd.api.listen import Listen, parse_listen
+from migrd.engine import Settings
+from migrd.planner import Policy
+from migrd.power import Bmc
+from migrd.slots import Caps
+from migrd.watch import WatchPolicy
+
+DEFAULT_PATH = Path("/etc/migrd/migrd.toml")
+DEFAULT_TOKEN_FILE = Path("/etc/migrd/token")
+DEFAULT_STATE_DIR = Path("/var/lib/migrd")
+MIN_TOKEN_CHARS = 20
+HOST_NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiConfig:
+    """[api]. `listen`: HOST:PORT, [IPV6]:PORT or unix:/PATH. `cert`, `key`: PEM files, unless `plain`."""
+
+    listen: str = "127.0.0.1:7440"
+    cert: Path | None = None
+    key: Path | None = None
+    plain: bool = False  # HTTP without TLS: on loopback and unix sockets only
+    token_file: Path = DEFAULT_TOKEN_FILE
+
+    def __post_init__(self) -> None:
+        address = parse_listen(self.listen)
+        if self.plain and not address.local:
+            raise ValueError("plain is for loopback and unix sockets only: the token would cross the network")
+        if not self.plain and (self.cert is None or self.key is None):
+            raise ValueError("cert and key are required unless plain = true")
+
+    @property
+    def address(self) -> Listen:
+        return parse_listen(self.listen)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateConfig:
+    """[state]. `dir` holds the journal and must be writable."""
+
+    dir: Path = DEFAULT_STATE_DIR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MovesConfig:
+    """[moves]: how one move is carried out. How many at once is policy.per_host_moves."""
+
+    downtime_limit_ms: int = 300  # QEMU's target for the switch-over
+    bandwidth_bps: int | None = None  # bytes per second and move; not set = no limit
+    deadline_s: float = 3600.0  # a move that copies for longer is aborted
+    patience: Patience = field(default_factory=Patience)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.downtime_limit_ms <= 2_000_000:  # QEMU's own bounds
+            raise ValueError("downtime_limit_ms must be from 1 to 2000000")
+        if self.bandwidth_bps is not None and self.bandwidth_bps < 1 << 20:
+            raise ValueError("bandwidth_bps must be at least 1048576: libvirt counts in MiB per second")
+        if self.deadline_s <= 0:
+            raise ValueError("deadline_s must be above 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostConfig:
+    """[hosts.NAME]. `agent`: https://ADDRESS:PORT; the address must be in the agent's certificate."""
+
+    agent: str
+    bmc: Bmc | None = None
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.agent)
+        if parts.scheme != "https" or not parts.hostname or parts.path not in ("", "/") or parts.query:
+            raise ValueError("agent must be https://ADDRESS:PORT")
+        if parts.username is not None or parts.port is None:  # .port raises ValueError when it is no port
+            raise ValueError("agent must be https://ADDRESS:PORT, with a port and without a user")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrdConfig:
+    """The whole file."""
+
+    api: ApiConfig
+    agents: TlsFiles  # how the daemon proves itself to agents: its client certificate, and their authority
+    hosts: Mapping[str, HostConfig]
+    state: StateConfig = StateConfig()
+    policy: Policy = field(default_factory=Policy)
+    watch: WatchPolicy = field(default_factory=WatchPolicy)
+    moves: MovesConfig = field(default_factory=MovesConfig)
+
+    def settings(self) -> Settings:
+        """For the core; planner and core share one cap per host, so that estimates fit what is done."""
+        return Settings(
+            caps=Caps(per_source=self.policy.per_host_moves, per_target=self.policy.per_host_moves),
+            patience=self.moves.patience,
+            downtime_limit_ms=self.moves.downtime_limit_ms,
+            bandwidth_bps=self.moves.bandwidth_bps,
+            migrate_deadline_s=self.moves.deadline_s,
+        )
+
+    def __post_init__(self) -> None:
+        wrong = [f"{name!r} is not a host name" for name in self.hosts if not _is_host_name(name)]
+        if not self.hosts:
+            wrong.append("hosts: at least one [hosts.NAME] is needed")
+        seen: dict[str, str] = {}
+        for name, host in self.hosts.items():
+            url = host.agent.rstrip("/")
+            if url in seen:
+                wrong.append(f"hosts.{name}.agent: {url} is the agent of {seen[url]} already")
+            seen.setdefault(url, name)
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A configuration with everything it names opened and proved. The token and the contexts are secrets."""
+
+    config: MigrdConfig
+    token: bytes = field(repr=False)
+    api_tls: ssl.SSLContext | None
+    agent_tls: ssl.SSLContext
+
+
+def load_daemon(path: Path) -> Loaded:
+    """Read migrd.toml and the files it names. Raises ConfigError with every mistake; opens no port."""
+    config: MigrdConfig | None = None
+    errors: list[str] = []
+    try:
+        config = load(path, MigrdConfig)
+    except ConfigError as error:
+        errors += error.errors
+    # Also when keys are wrong: who corrects a file wants the whole list, not the next one.
+    errors += file_problems(_document(path))
+    if errors or config is None:
+        raise ConfigError(path, errors)
+    token = b""
+    api_tls = agent_tls = None
+    try:
+        token = read_token(config.api.token_file)
+    except ValueError as error:
+        errors.append(f"api.token_file: {error}")
+    try:
+        agent_tls = client_context(config.agents)
+    except (OSError, ssl.SSLError) as error:
+        errors.append(f"agents: {_tls_words(error)}")
+    if not config.api.plain and config.api.cert is not None and config.api.key is not None:
+        try:
+            api_tls = _server_tls(config.api.cert, config.api.key)
+        except (OSError, ssl.SSLError) as error:
+            errors.append(f"api.cert: {_tls_words(error)}")
+    if errors or agent_tls is None:
+        raise ConfigError(path, errors)
+    return Loaded(config=config, token=token, api_tls=api_tls, agent_tls=agent_tls)
+
+
+def file_problems(document: Mapping[str, object]) -> list[str]:
+    """What is wrong with the files that a TOML document names; values of a wrong type are skipped here."""
+    found = []
+    for where, file, secret in _named_files(document):
+        reason = _file_problem(file, secret=secret)
+        if reason:
+            found.append(f"{where}: {file}: {reason}")
+    state = _table(document, "state").get("dir", str(DEFAULT_STATE_DIR))
+    if isinstance(state, str):
+        reason = _directory_problem(Path(state))
+        if reason:
+            found.append(f"state.dir: {state}: {reason}")
+    return found
+
+
+def read_token(path: Path) -> bytes:
+    """The bearer token: one line of printable ASCII without blanks. Raises ValueError, without the token."""
+    try:
+        text = path.read_bytes()[:4097].decode("ascii").rstrip("\r\n")
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not ASCII") from None
+    if not MIN_TOKEN_CHARS <= len(text) <= 4096 or not text.isprintable() or " " in text:
+        raise ValueError(f"{path}: must hold one token of at least {MIN_TOKEN_CHARS} characters, no blanks")
+    return text.encode()
+
+
+def _named_files(document: Mapping[str, object]) -> Iterator[tuple[str, Path, bool]]:
+    """(path in the document, file, is it a secret) of every file that the document names."""
+    api, agents, hosts = (_table(document, name) for name in ("api", "agents", "hosts"))
+    wanted: list[tuple[str, object, bool]] = [
+        ("api.cert", api.get("cert"), False),
+        ("api.key", api.get("key"), True),
+        ("api.token_file", api.get("token_file", str(DEFAULT_TOKEN_FILE)), True),
+        ("agents.cert", agents.get("cert"), False),
+        ("agents.key", agents.get("key"), True),
+        ("agents.ca", agents.get("ca"), False),
+    ]
+    for name in hosts:
+        file = _table(_table(hosts, name), "bmc").get("password_file")
+        wanted.append((f"hosts.{name}.bmc.password_file", file, True))
+    for where, file, secret in wanted:
+        if isinstance(file, str):
+            yield where, Path(file), secret
+
+
+def _file_problem(path: Path, *, secret: bool) -> str:
+    """'' when the file can be used. A secret is its owner's, and at most its group's to read (0640)."""
+    if not path.is_absolute():
+        return "must be an absolute path"
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    if not stat.S_ISREG(status.st_mode):
+        return "is not a file"
+    if secret and status.st_mode & 0o037:
+        mode = stat.S_IMODE(status.st_mode)
+        return f"is a secret with mode {mode:04o}: chmod 0600 (or 0640 for its group)"
+    if secret and status.st_uid not in (0, os.geteuid()):
+        return "is a secret that belongs to another user than root and migrd's own"
+    return ""
+
+
+def _directory_problem(path: Path) -> str:
+    if not path.is_absolute():
+        return "must be an absolute path"
+    if not path.is_dir():
+        return "is not a directory: create it, owned by the user that runs migrd"
+    return "" if os.access(path, os.W_OK | os.X_OK) else "cannot be written by the user that runs migrd"
+
+
+def _document(path: Path) -> Mapping[str, object]:
+    """The parsed file; empty when it cannot be parsed, which `load` has reported."""
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
+def _table(document: Mapping[str, object], key: str) -> Mapping[str, object]:
+    found = document.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _is_host_name(name: str) -> bool:
+    return 0 < len(name) <= 253 and set(name) <= HOST_NAME_CHARS and name[0].isalnum()
+
+
+def _server_tls(cert: Path, key: Path) -> ssl.SSLContext:
+    """TLS 1.2 or newer, no client certificate: the token says who may speak."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(cert, key)
+    return context
+
+
+def _tls_words(error: OSError | ssl.SSLError) -> str:
+    return f"{error.strerror or error} (cert and key must be PEM and belong together)"

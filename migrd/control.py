@@ -1,0 +1,83 @@
+"""What the HTTP API may ask of the daemon: the only door between surface and core.
+
+Implemented by `migrd.controller.Controller`; the API's tests use a scripted one. Refusals are
+storage.errors.Refused with all reasons; an unknown name is `NotFound`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from migrd.model import Cluster, Plan
+from migrd.operations import ClusterEvent, Operation
+
+
+class NotFound(Exception):  # noqa: N818 - an answer, not a malfunction
+    """No such host, guest or operation. The message names it and what exists that is close."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainRequest:
+    power_off: bool = False
+    allow_stop: tuple[str, ...] = ()  # guests by name or uuid that may be shut down if they cannot move (I5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UndrainRequest:
+    restore: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrateRequest:
+    to: str | None = None
+
+
+PowerAction = Literal["on", "off", "status"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readiness:
+    """`/readyz`: journal read and writable, no newer daemon is master. Silent hosts are no reason."""
+
+    ready: bool
+    reasons: tuple[str, ...] = ()
+
+
+class Control(Protocol):
+    def cluster(self) -> Cluster: ...
+
+    def readiness(self) -> Readiness: ...
+
+    async def plan_drain(self, host: str, request: DrainRequest) -> Plan: ...
+
+    async def drain(self, host: str, request: DrainRequest) -> Operation: ...
+
+    async def undrain(self, host: str, request: UndrainRequest) -> Operation: ...
+
+    async def plan_migrate(self, guest: str, request: MigrateRequest) -> Plan: ...
+
+    async def migrate(self, guest: str, request: MigrateRequest) -> Operation: ...
+
+    async def power(self, host: str, action: Literal["on", "off"]) -> Operation: ...
+
+    async def power_status(self, host: str) -> str:
+        """'on', 'off' or 'unknown: REASON', asked of the BMC now."""
+        ...
+
+    def operations(self, *, limit: int = 200) -> tuple[Operation, ...]:
+        """Newest first, children included."""
+        ...
+
+    def operation(self, operation_id: str) -> Operation: ...
+
+    async def cancel(self, operation_id: str) -> Operation: ...
+
+    async def resume(self, operation_id: str) -> Operation:
+        """Continue a parked operation after the operator removed the reason."""
+        ...
+
+    def events(self, after_seq: int | None = None) -> AsyncIterator[ClusterEvent]:
+        """From now, or from `after_seq` as far as kept. Ends only with the subscriber."""
+        ...

@@ -1,0 +1,447 @@
+"""The daemon's core behind its one door, `migrd.control.Control`.
+
+journal = await Journal.open(state_dir / "journal.sqlite3")
+view = ClusterView(agents, administrative=lambda: controller.administrative(),
+                   on_change=lambda change: controller.on_change(change), ...)
+controller = Controller(view=view, interviewer=Interviewer(agents), planner=BoundPlanner(policy),
+                        agents=agents, journal=journal, power=Power(bmcs), ...)
+await controller.recover()      # before view.run(): hosts keep what was decided about them
+... run view.run() and controller.run() in the daemon's TaskGroup
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Literal
+
+import structlog
+
+from migrd import saga
+from migrd.changes import Change
+from migrd.control import DrainRequest, MigrateRequest, NotFound, Readiness, UndrainRequest
+from migrd.engine import Engine, Settings
+from migrd.feed import Feed
+from migrd.model import Blocker, Cluster, Guest, HostState, Plan
+from migrd.operations import ClusterEvent, Operation, OperationState
+from migrd.placement import Placement, find_guest
+from migrd.ports import (
+    AgentPort,
+    Clock,
+    InterviewerPort,
+    JournalPort,
+    JournalReadOnly,
+    NullObserver,
+    Observer,
+    PlannerPort,
+    PowerPort,
+    RealClock,
+    Row,
+    ViewPort,
+)
+from migrd.projection import Record, operation
+from migrd.sagas.drain import DrainState
+from migrd.sagas.drain import Phase as DrainPhase
+from migrd.sagas.events import (
+    CancelRequested,
+    DrainRequested,
+    MovedGuest,
+    PowerRequested,
+    Request,
+    Resumed,
+    UndrainRequested,
+)
+from migrd.sagas.events import MigrateRequested as MigrateRow
+from migrd.sagas.migrate_state import MigrateState, Stage
+from migrd.sagas.power import PowerState
+from migrd.sagas.undrain import UndrainState
+from storage.errors import Refused
+
+log = structlog.get_logger("migrd.controller")
+
+TICK_S = 2.0
+WAKE_AFTER_S = 60.0  # a parked operation whose hosts all answer is taken up again after this,
+WAKE_AT_MOST_S = 3600.0  # then after twice as long each time, up to this: its rows must not fill the journal
+HEARD_S = 5.0  # after a start with open operations: how long hosts may take to be heard
+NEAR = 5
+
+
+class Controller:
+    """Implements `migrd.control.Control`. One event loop; `recover()` once, then `run()`."""
+
+    def __init__(
+        self,
+        *,
+        view: ViewPort,
+        interviewer: InterviewerPort,
+        planner: PlannerPort,
+        agents: Mapping[str, AgentPort],
+        journal: JournalPort,
+        power: PowerPort,
+        settings: Settings | None = None,
+        clock: Clock | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self._view = view
+        self._journal = journal
+        self._power = power
+        self._clock = clock or RealClock()
+        self._observer = observer or NullObserver()
+        self._feed = Feed(journal.epoch)
+        self._read_only = ""
+        self._recovered = False
+        self._parked: dict[str, tuple[float, bool]] = {}  # id -> (since, a host it waits for was silent)
+        self._wakes: dict[str, int] = {}  # id -> how often it was taken up again and parked again
+        self._moving: set[str] = set()
+
+        def placement(engine: Engine) -> Placement:
+            return Placement(
+                view=view,
+                interviewer=interviewer,
+                planner=planner,
+                clock=self._clock,
+                in_flight=lambda: {s.request.guest: s.request.target for _, s in engine.moves()},
+                powered_off=lambda: [
+                    name for name, state in engine.administrative().items() if state is HostState.OFF
+                ],
+            )
+
+        self._engine = Engine(
+            agents=agents,
+            journal=journal,
+            power=power,
+            placement=placement,
+            settings=settings or Settings(),
+            clock=self._clock,
+            changed=self._on_record,
+            alarm=self._alarm,
+        )
+
+    # -- life -------------------------------------------------------------------------------------
+
+    async def recover(self) -> None:
+        """Read the journal. Raises JournalError when it cannot be followed: the daemon must not start."""
+        await self._engine.recover()
+        self._recovered = True
+
+    async def run(self) -> None:
+        """Work until cancelled. An error in here is a bug and ends it, and with it the daemon."""
+        if not self._recovered:
+            await self.recover()
+        if self._engine.open():
+            await self._hosts_heard()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._engine.run(), name="engine")
+            tasks.create_task(self._tick(), name="parked operations")
+
+    async def _hosts_heard(self) -> None:
+        """Before open operations go on: a target is not to be refused because its agent has not spoken yet.
+
+        Bounded: a host that is down is judged as such.
+        """
+        until_s = self._clock.monotonic() + HEARD_S
+        while self._clock.monotonic() < until_s:
+            if all(h.observed is not HostState.UNKNOWN for h in self._view.cluster().hosts.values()):
+                return
+            await self._clock.sleep(0.1)
+
+    def administrative(self) -> Mapping[str, HostState]:
+        """Draining, drained, off: for `ClusterView`."""
+        return self._engine.administrative()
+
+    def on_change(self, change: Change) -> None:
+        """What the view has seen: for subscribers."""
+        at_s = self._clock.wall()
+        match change.kind:
+            case "host":
+                self._feed.publish(at_s, "host", change.message, host=change.host)
+            case "alert":
+                self._feed.publish(at_s, "alert", change.message, host=change.host, guest=change.guest)
+            case "attempt":
+                pass  # the operation tells it
+            case _:
+                self._feed.publish(at_s, "guest", change.message, host=change.host, guest=change.guest)
+
+    def _alarm(self, message: str) -> None:
+        log.error("alert", message=message)
+        self._feed.publish(self._clock.wall(), "alert", message)
+
+    def _on_record(self, record: Record, row: Row | None) -> None:
+        """After every step of every operation: metrics and subscribers."""
+        shown = operation(record)
+        if row is None:
+            if shown.progress is not None and not saga.ended(record.state):
+                self._observer.move_progress(shown, shown.progress)
+            self._publish(shown, f"{shown.id} {shown.subject}: copying")
+            return
+        self._observer.operation_changed(shown)
+        self._note_move(record, shown)
+        where = f" in {_stage_of(record)}" if not shown.state.ended else ""
+        why = f": {shown.reason}" if shown.reason else ""
+        self._publish(shown, f"{shown.id} {shown.kind} {shown.subject} is {shown.state}{where}{why}")
+        if shown.state is OperationState.PARKED:
+            if record.id not in self._parked:
+                self._parked[record.id] = (self._clock.monotonic(), False)
+                self._alarm(f"{shown.id} {shown.kind} {shown.subject} is parked{why}; {shown.remedy}")
+        else:
+            self._parked.pop(record.id, None)
+        if shown.state.ended:
+            self._wakes.pop(record.id, None)
+            self._observer.operation_ended(shown)
+
+    def _note_move(self, record: Record, shown: Operation) -> None:
+        if not isinstance(record.state, MigrateState):
+            return
+        active = not shown.state.ended and record.state.stage not in (Stage.PENDING, Stage.PARKED)
+        if active and record.id not in self._moving:
+            self._moving.add(record.id)
+            self._observer.move_started(shown)
+        elif not active and record.id in self._moving:
+            self._moving.discard(record.id)
+            self._observer.move_ended(shown)
+            if shown.state is OperationState.DONE and shown.downtime_ms is not None:
+                self._observer.downtime(shown.downtime_ms / 1000)
+
+    def _publish(self, shown: Operation, message: str) -> None:
+        self._feed.publish(self._clock.wall(), "operation", message, operation=shown, guest=shown.guest)
+
+    # -- what goes by itself ----------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        while True:
+            await self._clock.sleep(TICK_S)
+            if self._journal.read_only:
+                await self._journal.probe()
+            if self._journal.read_only != self._read_only:
+                self._read_only = self._journal.read_only
+                self._observer.journal_read_only(self._read_only)
+                self._alarm(self._read_only or "the journal can be written again")
+            self._wake_parked()
+
+    def _wake_parked(self) -> None:
+        """Take up what waits for hosts, once they all answer again."""
+        hosts = self._view.cluster().hosts
+        now_s = self._clock.monotonic()
+        for record in self._engine.open():
+            state = record.state
+            if not isinstance(state, MigrateState) or state.stage is not Stage.PARKED or not state.waits_for:
+                continue
+            since_s, was_silent = self._parked.get(record.id, (now_s, False))
+            there = all(
+                name in hosts and hosts[name].observed is HostState.ONLINE for name in state.waits_for
+            )
+            self._parked[record.id] = (since_s, was_silent or not there)
+            wakes = self._wakes.get(record.id, 0)
+            due = now_s - since_s >= min(WAKE_AFTER_S * 2 ** min(wakes, 10), WAKE_AT_MOST_S)
+            if there and (was_silent or due):
+                self._parked[record.id] = (now_s, False)
+                self._wakes[record.id] = 0 if was_silent else wakes + 1
+                self._engine.post(record.id, Resumed(by="host-returned"))
+
+    # -- Control: reading -------------------------------------------------------------------------
+
+    def cluster(self) -> Cluster:
+        return self._view.cluster()
+
+    def readiness(self) -> Readiness:
+        reasons = []
+        if not self._recovered:
+            reasons.append("the journal has not been read yet")
+        if self._journal.read_only:
+            reasons.append(self._journal.read_only)
+        if self._engine.superseded:
+            reasons.append(self._engine.superseded)
+        return Readiness(ready=not reasons, reasons=tuple(reasons))
+
+    def operations(self, *, limit: int = 200) -> tuple[Operation, ...]:
+        newest = sorted(self._engine.records.values(), key=lambda record: record.seq, reverse=True)
+        return tuple(operation(record) for record in newest[: max(limit, 0)])
+
+    def operation(self, operation_id: str) -> Operation:
+        return operation(self._record(operation_id))
+
+    def events(self, after_seq: int | None = None) -> AsyncIterator[ClusterEvent]:
+        return self._feed.events(after_seq)
+
+    async def power_status(self, host: str) -> str:
+        self._host(host)
+        return await self._power.status(host)
+
+    # -- Control: planning ------------------------------------------------------------------------
+
+    async def plan_drain(self, host: str, request: DrainRequest) -> Plan:
+        self._host(host)
+        plan = await self._engine.placement.plan_drain(host, request.allow_stop)
+        refusals = (*self._host_busy(host), *plan.refusals)
+        if request.power_off and not self._power.has(host):
+            refusals += (
+                f"{host} has no BMC: add [hosts.{host}.bmc] to migrd.toml, or drain without power-off",
+            )
+        return _with_refusals(plan, refusals)
+
+    async def plan_migrate(self, guest: str, request: MigrateRequest) -> Plan:
+        found = self._guest(guest)
+        if request.to is not None:
+            self._host(request.to)
+        plan = await self._engine.placement.plan_migrate(found, request.to)
+        return _with_refusals(plan, (*self._engine.busy(found.uuid), *plan.refusals))
+
+    # -- Control: work ----------------------------------------------------------------------------
+
+    async def drain(self, host: str, request: DrainRequest) -> Operation:
+        plan = await self.plan_drain(host, request)
+        _refuse(plan)
+        names = {g.uuid: g.name for g in self._view.cluster().guests_on(host)}
+        consent = tuple(
+            u for u, name in names.items() if u in request.allow_stop or name in request.allow_stop
+        )
+        row = DrainRequested(
+            host=host,
+            power_off=request.power_off,
+            allow_stop=consent,
+            moves=plan.moves,
+            stops=tuple((uuid, names.get(uuid, uuid)) for uuid in plan.stops),
+        )
+        self._engine.placement.hold((move.guest, move.target) for move in plan.moves)
+        try:
+            return await self._begin(row, host)
+        except Refused:
+            self._engine.placement.release(move.guest for move in plan.moves)
+            raise
+
+    async def undrain(self, host: str, request: UndrainRequest) -> Operation:
+        self._host(host)
+        decided = self._engine.administrative().get(host)
+        if decided not in (HostState.DRAINED, HostState.OFF):
+            busy = self._host_busy(host)
+            raise Refused(*(busy or [f"{host} is not drained: there is nothing to take back"]))
+        if decided is HostState.OFF and not self._power.has(host):
+            raise Refused(
+                f"{host} is off and has no BMC: switch it on by hand, then migrctl host power {host} on"
+            )
+        drain = self._last_drain(host)
+        here = {(g.uuid, g.host) for g in self._view.cluster().guests if g.state.has_process}
+        restore = () if drain is None or not request.restore else _moved(drain)
+        row = UndrainRequested(
+            host=host,
+            drain=drain.operation if drain is not None else "",
+            power_on=decided is HostState.OFF,
+            restore=tuple(g for g in restore if (g.guest, g.now_on) in here),
+        )
+        return await self._begin(row, host)
+
+    async def migrate(self, guest: str, request: MigrateRequest) -> Operation:
+        plan = await self.plan_migrate(guest, request)
+        _refuse(plan)
+        if not plan.moves:
+            raise Refused(f"{guest}: there is nothing to move")
+        move = plan.moves[0]
+        row = self._engine.request(move.guest, move.source, move.target, "", request.to)
+        return await self._begin(row, "")
+
+    async def power(self, host: str, action: Literal["on", "off"]) -> Operation:
+        self._host(host)
+        reasons = self._host_busy(host)
+        if not self._power.has(host):
+            reasons.append(f"{host} has no BMC: add [hosts.{host}.bmc] to migrd.toml")
+        if action == "off" and not reasons:
+            reasons += (await self._engine.check_power_off(host)).reasons
+        if reasons:
+            raise Refused(*reasons)
+        return await self._begin(PowerRequested(host=host, action=action), host)
+
+    async def cancel(self, operation_id: str) -> Operation:
+        record = self._record(operation_id)
+        await self._engine.ask(record.id, CancelRequested())
+        return operation(record)
+
+    async def resume(self, operation_id: str) -> Operation:
+        record = self._record(operation_id)
+        if not saga.parked(record.state):
+            raise Refused(f"{record.id} is not parked: it is {operation(record).state}")
+        await self._engine.ask(record.id, Resumed())
+        return operation(record)
+
+    async def _begin(self, row: Request, host: str) -> Operation:
+        def conflict() -> list[str]:
+            return self._engine.busy(row.guest) if isinstance(row, MigrateRow) else self._host_busy(host)
+
+        try:
+            return operation(await self._engine.begin("", row, conflict))
+        except JournalReadOnly as error:
+            raise Refused(f"no new work is taken: {error}") from None
+
+    # -- looking things up ------------------------------------------------------------------------
+
+    def _host_busy(self, host: str) -> list[str]:
+        """One operation per host at a time: why no other may begin on it now."""
+        return [
+            f"{host} is held by {record.id} ({operation(record).kind}): migrctl op show {record.id}"
+            for record in self._engine.open()
+            if isinstance(record.state, DrainState | UndrainState | PowerState)
+            and record.state.request.host == host
+        ]
+
+    def _last_drain(self, host: str) -> DrainState | None:
+        """The drain that an undrain takes back: the newest one that ended, unless taken back already."""
+        found: DrainState | None = None
+        for record in self._engine.records.values():
+            state = record.state
+            if isinstance(state, DrainState) and state.request.host == host:
+                found = state if state.phase is DrainPhase.DONE else found
+            elif isinstance(state, UndrainState) and state.request.host == host and state.usable:
+                found = None
+        return found
+
+    def _record(self, operation_id: str) -> Record:
+        record = self._engine.records.get(operation_id)
+        if record is None:
+            raise NotFound(f"no operation {operation_id}: see migrctl ops")
+        return record
+
+    def _host(self, host: str) -> None:
+        hosts = self._view.cluster().hosts
+        if host not in hosts:
+            raise NotFound(f"no host {host}; there are {', '.join(sorted(hosts)[:NEAR])}: see migrctl hosts")
+
+    def _guest(self, name: str) -> Guest:
+        found = find_guest(self._view.cluster(), name)
+        if not found:
+            raise NotFound(f"no guest {name}: see migrctl vms")
+        if len(found) > 1:
+            raise Refused(*(f"{name} is the name of {g.uuid} on {g.host}: give the uuid" for g in found))
+        return found[0]
+
+
+def _stage_of(record: Record) -> str:
+    state = record.state
+    return state.stage.value if isinstance(state, MigrateState) else state.phase.value
+
+
+def _moved(drain: DrainState) -> tuple[MovedGuest, ...]:
+    return tuple(MovedGuest(guest=uuid, name=t.name, now_on=t.target) for uuid, t in drain.moved)
+
+
+def _with_refusals(plan: Plan, refusals: tuple[str, ...]) -> Plan:
+    return Plan(
+        host=plan.host,
+        moves=plan.moves,
+        stops=plan.stops,
+        stays=plan.stays,
+        blockers=plan.blockers,
+        refusals=tuple(dict.fromkeys(refusals)),
+        estimate_s=plan.estimate_s,
+    )
+
+
+def _refuse(plan: Plan) -> None:
+    """All reasons at once, or nothing."""
+    reasons = [*plan.refusals, *(_sentence(blocker) for blocker in plan.blockers)]
+    if reasons:
+        raise Refused(*reasons)
+
+
+def _sentence(blocker: Blocker) -> str:
+    where = f" to {blocker.target}" if blocker.target else ""
+    remedy = f" ({blocker.remedy})" if blocker.remedy else ""
+    return f"{blocker.name or blocker.guest}{where}: {blocker.reason}{remedy}"

@@ -1,0 +1,151 @@
+"""The running daemon: everything in one TaskGroup. A loop that dies takes the daemon with it; systemd starts
+it again, and the journal tells it what it was doing."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import structlog
+
+from agents.client import AgentClient
+from agents.notify import notify, watchdog_s
+from migrd.api.app import build_app
+from migrd.api.context import Api
+from migrd.api.server import serving
+from migrd.changes import Change
+from migrd.config import Loaded, MigrdConfig
+from migrd.controller import Controller
+from migrd.journal import Journal
+from migrd.metrics import Metrics
+from migrd.model import HostState
+from migrd.planning import BoundPlanner
+from migrd.power import Power
+from migrd.preflight import Interviewer
+from migrd.watch import ClusterView
+
+log = structlog.get_logger("migrd.daemon")
+
+JOURNAL_FILE = "journal.sqlite3"
+LAG_PERIOD_S = 0.5
+SETTLE_S = 15.0  # hosts that have neither answered nor failed by then are reported, and not waited for
+
+
+async def serve(loaded: Loaded, version: str) -> None:
+    """Run until SIGTERM or SIGINT. Operations stay journalled and are resumed by the next start.
+
+    Raises JournalError, OSError (address taken), or what a loop that died raised, in an ExceptionGroup.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(loaded, version) as url:
+        log.info("daemon ready", url=url, version=version, hosts=len(loaded.config.hosts))
+        notify("READY=1")
+        await stop.wait()
+        log.info("daemon stopping")
+        notify("STOPPING=1")
+    log.info("daemon stopped")
+
+
+@asynccontextmanager
+async def running(loaded: Loaded, version: str) -> AsyncIterator[str]:
+    """A running daemon; yields the URL of its API. Leaving it stops it cleanly."""
+    config = loaded.config
+    async with AsyncExitStack() as stack:
+        journal = await Journal.open(config.state.dir / JOURNAL_FILE)
+        stack.push_async_callback(journal.close)
+        agents = {
+            name: AgentClient(name, host.agent, loaded.agent_tls) for name, host in config.hosts.items()
+        }
+        for agent in agents.values():
+            stack.push_async_callback(agent.close)
+        metrics = Metrics(version)
+        view, controller = _core(config, agents, journal, metrics)
+        # Before anything is watched: a drained host must not be taken for a usable one, even for a moment.
+        await controller.recover()
+        metrics.follow(controller)
+        api = Api(
+            control=controller,
+            token=loaded.token,
+            observer=metrics,
+            exposition=metrics.exposition,
+            version=version,
+            now_s=asyncio.get_running_loop().time,
+        )
+        await stack.enter_async_context(
+            _tasks(view=view.run(), controller=controller.run(), loop=_pulse(metrics))
+        )
+        late = await view.settled(SETTLE_S)
+        if late:
+            log.warning("hosts have not answered yet", hosts=late)
+        # Last in, first out: no request is taken while the core goes down.
+        yield await stack.enter_async_context(serving(build_app(api), config.api.address, loaded.api_tls))
+
+
+def _core(
+    config: MigrdConfig, agents: Mapping[str, AgentClient], journal: Journal, metrics: Metrics
+) -> tuple[ClusterView, Controller]:
+    """View and controller need each other: the view shows what was decided, the controller what is seen."""
+    bmcs = {name: host.bmc for name, host in config.hosts.items() if host.bmc is not None}
+    controller: Controller | None = None
+
+    def administrative() -> Mapping[str, HostState]:
+        return controller.administrative() if controller is not None else {}
+
+    def on_change(change: Change) -> None:
+        if controller is not None:
+            controller.on_change(change)
+
+    view = ClusterView(
+        agents,
+        administrative=administrative,
+        on_change=on_change,
+        policy=config.watch,
+        with_bmc=tuple(bmcs),
+    )
+    controller = Controller(
+        view=view,
+        interviewer=Interviewer(agents, deadline_s=config.watch.preflight_deadline_s),
+        planner=BoundPlanner(config.policy),
+        agents=agents,
+        journal=journal,
+        power=Power(bmcs),
+        settings=config.settings(),
+        observer=metrics,
+    )
+    return view, controller
+
+
+@asynccontextmanager
+async def _tasks(**loops: Coroutine[object, object, None]) -> AsyncIterator[None]:
+    """Endless loops for as long as we are inside; one that dies ends us with its error."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_endless(name, loop), name=name) for name, loop in loops.items()]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+async def _endless(name: str, loop: Coroutine[object, object, None]) -> None:
+    await loop
+    raise RuntimeError(f"the {name} loop has ended, which it must not")
+
+
+async def _pulse(metrics: Metrics) -> None:
+    """Measures how late the event loop is, and tells systemd that it turns at all."""
+    loop = asyncio.get_running_loop()
+    period_s = watchdog_s()
+    next_s = loop.time()
+    while True:
+        asked_s = loop.time()
+        await asyncio.sleep(LAG_PERIOD_S)
+        metrics.lag(loop.time() - asked_s - LAG_PERIOD_S)
+        if period_s is not None and loop.time() >= next_s:
+            notify("WATCHDOG=1")
+            next_s = loop.time() + period_s / 2

@@ -1,0 +1,61 @@
+"""migrd: read the configuration, prove it, run the daemon."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import structlog
+
+from agents.log import set_up
+from agents.toml_config import ConfigError
+from migrd.config import DEFAULT_PATH, load_daemon
+from migrd.daemon import serve
+from migrd.journal import JournalError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+def main() -> None:
+    """Console script. 0 after SIGTERM, 1 when it cannot go on (systemd starts it again), 2 bad config."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: list[str]) -> int:
+    """See main."""
+    version = metadata.version("migrd")
+    parser = argparse.ArgumentParser(
+        prog="migrd", description="Live-migration and storage-replication orchestrator for libvirt hosts."
+    )
+    parser.add_argument("--config", type=Path, default=DEFAULT_PATH, help=f"default: {DEFAULT_PATH}")
+    parser.add_argument("--check", action="store_true", help="check the configuration and exit")
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    parser.add_argument("--version", action="version", version=f"migrd {version}")
+    options = parser.parse_args(argv)
+    try:
+        loaded = load_daemon(options.config)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
+    if options.check:
+        print(f"{options.config}: good, {len(loaded.config.hosts)} hosts")
+        return 0
+    set_up(options.log_level)
+    log = structlog.get_logger("migrd")
+    try:
+        asyncio.run(serve(loaded, version))
+    except (OSError, JournalError) as error:
+        log.error("daemon cannot run", error=str(error))  # noqa: TRY400 - the message says all
+        return EXIT_FAILED
+    except ExceptionGroup:
+        log.exception("a background loop died")
+        return EXIT_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    main()

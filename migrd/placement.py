@@ -1,0 +1,219 @@
+"""Questions about placement, answered from a fresh snapshot: plans, targets, what is left, may it go off.
+
+Gathers what the pure planner needs and holds promises, so that two answers given at the same time do not
+promise the same memory twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+from agents.protocol import HostReport
+from migrd.model import Cluster, Guest, HostState, Plan
+from migrd.ports import Clock, InterviewerPort, PlannerPort, ViewPort
+from migrd.sagas.commands import Choose
+from migrd.sagas.events import Chosen, HostChecked, LeftGuest, MigrateRequested, PowerChecked, Surveyed
+from storage.errors import OutcomeError, Refused
+from storage.words import DrbdVolume, Health
+
+HELD_S = 30.0  # a promise given to a saga that has not journalled its move by then is void
+REREAD_S = 15.0
+REREAD_AT_ONCE = 32
+
+
+class Placement:
+    """`in_flight`: guests that open operations move, uuid -> target."""
+
+    def __init__(
+        self,
+        *,
+        view: ViewPort,
+        interviewer: InterviewerPort,
+        planner: PlannerPort,
+        clock: Clock,
+        in_flight: Callable[[], Mapping[str, str]],
+        powered_off: Callable[[], Collection[str]],
+    ) -> None:
+        self._view = view
+        self._interviewer = interviewer
+        self._planner = planner
+        self._clock = clock
+        self._in_flight = in_flight
+        self._powered_off = powered_off
+        self._lock = asyncio.Lock()
+        self._held: dict[str, tuple[str, float]] = {}
+
+    async def plan_drain(self, host: str, allow_stop: Collection[str]) -> Plan:
+        """The plan for a drain that would begin now."""
+        async with self._lock:
+            cluster = self._view.cluster()
+            facts = await self._interviewer.ask(cluster, self._planner.questions(cluster, host))
+            cluster = self._view.cluster()
+            return self._planner.plan_drain(
+                cluster, host, facts, allow_stop=allow_stop, promised=self._promised()
+            )
+
+    async def plan_migrate(self, guest: Guest, to: str | None) -> Plan:
+        async with self._lock:
+            cluster = self._view.cluster()
+            facts = await self._interviewer.ask(
+                cluster, self._planner.questions(cluster, guest.host, guest.uuid)
+            )
+            cluster = self._view.cluster()
+            return self._planner.plan_migrate(cluster, guest.uuid, to, facts, promised=self._promised())
+
+    async def choose(self, command: Choose) -> Chosen:
+        """A target for one guest, held for it until its move is journalled."""
+        async with self._lock:
+            cluster = self._view.cluster()
+            if not any(g.host == command.source and g.uuid == command.guest for g in cluster.guests):
+                reason = f"the guest is no longer on {command.source}"
+                return Chosen(guest=command.guest, target="", reasons=(reason,), gone=True)
+            facts = await self._interviewer.ask(
+                cluster, self._planner.questions(cluster, command.source, command.guest)
+            )
+            target = self._planner.choose(
+                self._view.cluster(),
+                command.guest,
+                facts,
+                promised=self._promised(),
+                exclude=command.exclude,
+                to=command.to,
+            )
+            if target.host:
+                self._held[command.guest] = (target.host, self._clock.monotonic())
+            return Chosen(guest=command.guest, target=target.host, reasons=target.reasons)
+
+    def hold(self, moves: Iterable[tuple[str, str]]) -> None:
+        """Promise memory to moves (uuid, target) that are about to be journalled."""
+        for guest, target in moves:
+            self._held[guest] = (target, self._clock.monotonic())
+
+    def release(self, guests: Iterable[str]) -> None:
+        """The moves are journalled, or will not be: the promises are void."""
+        for guest in guests:
+            self._held.pop(guest, None)
+
+    def _promised(self) -> dict[str, str]:
+        now_s = self._clock.monotonic()
+        self._held = {g: held for g, held in self._held.items() if now_s - held[1] < HELD_S}
+        return {**{guest: target for guest, (target, _) in self._held.items()}, **self._in_flight()}
+
+    def request(self, guest: str, source: str, target: str, **more: object) -> MigrateRequested:
+        """The first row of a move, from the newest snapshot. Raises Refused when something is not known."""
+        cluster = self._view.cluster()
+        found = next((g for g in cluster.guests if g.uuid == guest and g.host == source), None)
+        if found is None:
+            raise Refused(f"the guest is no longer on {source}")
+        reasons = [f"host {name} is not known" for name in (source, target) if name not in cluster.hosts]
+        if reasons:
+            raise Refused(*reasons)
+        to = cluster.hosts[target]
+        if not to.migration_uri or not to.node:
+            raise Refused(f"{target} has not told where migrations go")
+        return MigrateRequested(
+            guest=guest,
+            name=found.name,
+            source=source,
+            source_node=cluster.hosts[source].node,
+            target=target,
+            target_node=to.node,
+            target_uri=to.migration_uri,
+            target_address=to.migration_address,
+            volumes=found.volumes,
+            **more,  # type: ignore[arg-type]  # the policy's figures, by name
+        )
+
+    # -- asked of the hosts themselves, now -------------------------------------------------------
+
+    async def survey(self, host: str) -> Surveyed:
+        """What the host says that it has, past all caches."""
+        report = await self._reread(host)
+        if isinstance(report, str):
+            return Surveyed(guests=(), reasons=(report,))
+        if not report.libvirt_ok:
+            return Surveyed(guests=(), reasons=(f"libvirt on {host} does not answer",))
+        return Surveyed(
+            guests=tuple(LeftGuest(guest=d.uuid, name=d.name, state=d.state) for d in report.domains)
+        )
+
+    async def check_power_off(self, host: str) -> PowerChecked:
+        """I12, from reports of this very moment. A host whose power is off has nothing to say."""
+        off = self._powered_off()
+        names = [name for name in self._view.cluster().hosts if name == host or name not in off]
+        slots = asyncio.Semaphore(REREAD_AT_ONCE)
+        reports: dict[str, tuple[HostReport, float]] = {}
+        unheard: list[str] = []
+
+        async def ask(name: str) -> None:
+            async with slots:
+                report = await self._reread(name)
+            if isinstance(report, str):
+                unheard.append(name)
+            else:
+                reports[name] = (report, self._clock.monotonic())
+
+        async with asyncio.TaskGroup() as tasks:
+            for name in names:
+                tasks.create_task(ask(name), name=f"report of {name}")
+        now_s = self._clock.monotonic()
+        aged = {name: (report, now_s - at_s) for name, (report, at_s) in reports.items()}
+        reasons = self._planner.reasons_not_to_power_off(host, aged, sorted(unheard))
+        return PowerChecked(reasons=tuple(reasons))
+
+    async def check_host(self, host: str, number: int) -> HostChecked:
+        """Is it whole again: heard, libvirt answering, its replicas current?"""
+        return HostChecked(reasons=await self._not_whole(host), number=number)
+
+    async def _not_whole(self, host: str) -> tuple[str, ...]:
+        found = self._view.cluster().hosts.get(host)
+        if found is None:
+            return (f"host {host} is unknown",)
+        if found.observed is not HostState.ONLINE:
+            return (f"{host} is {found.observed}",)
+        report = await self._reread(host)
+        if isinstance(report, str):
+            return (report,)
+        reasons = [] if report.libvirt_ok else [f"libvirt on {host} does not answer"]
+        cluster = self._view.cluster()
+        reported = {each.volume.name for each in report.volumes}
+        expected = {
+            each.volume.name
+            for peer in cluster.hosts.values()
+            for each in peer.volumes.values()
+            if peer.name != host and isinstance(each.volume, DrbdVolume) and report.node in each.volume.nodes
+        }
+        # Early after boot no resource is up yet, and a host that reports none would look whole.
+        reasons += [f"{host} does not report its copy of {name} yet" for name in sorted(expected - reported)]
+        for each in report.volumes:
+            if isinstance(each.volume, DrbdVolume) and each.health is not Health.OK:
+                told = "; ".join(each.problems)
+                reasons.append(
+                    f"{each.volume.name} on {host} is {each.health}" + (f": {told}" if told else "")
+                )
+        return tuple(reasons)
+
+    async def _reread(self, host: str) -> HostReport | str:
+        try:
+            async with asyncio.timeout(REREAD_S):
+                return await self._view.reread(host)
+        except OutcomeError as error:
+            return str(error)
+        except TimeoutError:
+            return f"{host} did not answer within {REREAD_S:g} s"
+        except KeyError:
+            return f"{host} is not configured"
+
+
+def find_guest(cluster: Cluster, name: str) -> tuple[Guest, ...]:
+    """By uuid or name: the instance that runs, or where it is defined; several only for several guests."""
+    found = [guest for guest in cluster.guests if name in (guest.uuid, guest.name)]
+    by_uuid: dict[str, Guest] = {}
+    for guest in sorted(found, key=lambda g: (_rank(g), g.host)):
+        by_uuid.setdefault(guest.uuid, guest)
+    return tuple(by_uuid.values())
+
+
+def _rank(guest: Guest) -> int:
+    return 0 if guest.state in ("running", "blocked") else 1 if guest.state.has_process else 2

@@ -1,0 +1,44 @@
+"""What must be asked of which host before a plan: the CPUs and volumes of the guests that would move."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from agents.protocol import AnyVolume, DomainState, Preflight
+from migrd.model import Cluster, Guest, Host, HostState
+from storage.words import DrbdVolume, OtherVolume
+
+
+def questions(cluster: Cluster, host: str) -> dict[str, Preflight]:
+    """For a drain of `host`: candidate -> what to ask it. Hosts with nothing to ask are left out."""
+    moving = [guest for guest in cluster.guests if guest.host == host]
+    return questions_for(cluster, moving)
+
+
+def questions_for(
+    cluster: Cluster, guests: Iterable[Guest], candidates: Collection[str] | None = None
+) -> dict[str, Preflight]:
+    """For any set of guests (one migration, a restore); each CPU and volume once per candidate."""
+    asking = sorted(guests, key=lambda guest: (guest.host, guest.uuid))
+    found: dict[str, Preflight] = {}
+    for name, target in sorted(cluster.hosts.items()):
+        if target.state is not HostState.ONLINE or (candidates is not None and name not in candidates):
+            continue
+        cpus: dict[str, None] = {}
+        volumes: dict[str, AnyVolume] = {}
+        for guest in asking:
+            if guest.host == name or guest.state in (DomainState.SHUTOFF, DomainState.ABSENT):
+                continue
+            if guest.cpu_xml:
+                cpus[guest.cpu_xml] = None
+            volumes.update((volume.name, volume) for volume in guest.volumes if _concerns(volume, target))
+        if cpus or volumes:
+            found[name] = Preflight(cpus=tuple(cpus), volumes=tuple(volumes.values()))
+    return found
+
+
+def _concerns(volume: AnyVolume, target: Host) -> bool:
+    """A DRBD volume is asked of its own nodes only; what no driver knows is asked of nobody."""
+    if isinstance(volume, DrbdVolume):
+        return target.node in volume.nodes
+    return not isinstance(volume, OtherVolume)

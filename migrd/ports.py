@@ -1,0 +1,213 @@
+"""All of the outside that the core touches, as small Protocols.
+
+The daemon passes the real things (agents.client, migrd.journal, migrd.power, the clock); tests and the
+simulator pass theirs. Nothing in the core reads a clock, opens a file or a socket by another way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from agents.protocol import (
+    Attempt,
+    AttemptReport,
+    HostReport,
+    MigrationProgress,
+    Observation,
+    Observe,
+    Preflight,
+)
+from migrd.model import Cluster, Facts, HostState, Plan
+from migrd.operations import Operation
+from migrd.sagas.events import Event
+
+
+class AgentPort(Protocol):
+    """One host's agent; raises storage.errors only. `agents.client.AgentClient` is the real one."""
+
+    async def report(self) -> HostReport: ...
+
+    async def observe(self, question: Observe) -> Observation: ...
+
+    async def submit(self, attempt: Attempt) -> AttemptReport: ...
+
+    async def wait(self, operation: str, step: str, attempt: int, wait_s: float = ...) -> AttemptReport: ...
+
+    async def abort(self, operation: str, step: str, attempt: int, *, epoch: int) -> AttemptReport: ...
+
+
+class ViewPort(Protocol):
+    """The cluster as watched. `migrd.watch.ClusterView` is the real one."""
+
+    def cluster(self) -> Cluster: ...
+
+    async def reread(self, host: str) -> HostReport:
+        """Ask the host now, past all caches. Raises storage.errors, KeyError for an unknown host."""
+        ...
+
+
+class InterviewerPort(Protocol):
+    """Asks candidates what planning needs to know. `migrd.preflight.Interviewer` is the real one."""
+
+    async def ask(self, cluster: Cluster, questions: Mapping[str, Preflight]) -> Facts: ...
+
+
+class PowerPort(Protocol):
+    """Power of hosts through their BMCs. `migrd.power.Power` is the real one."""
+
+    def has(self, host: str) -> bool: ...
+
+    async def status(self, host: str) -> str:
+        """'on', 'off' or 'unknown: REASON'. Never raises (I3)."""
+        ...
+
+    async def switch(self, host: str, action: str) -> str:
+        """Ask for 'on' or 'off'. Returns '' when the BMC accepted, else the reason. Never raises."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where one guest may go. Empty `host`: nowhere, and `reasons` says why, host by host."""
+
+    host: str
+    reasons: tuple[str, ...] = ()
+
+
+class PlannerPort(Protocol):
+    """The pure planner with its policy bound. `migrd.planning.BoundPlanner` is the real one.
+
+    `promised`: guests that open operations move, uuid -> target; their memory is spoken for there.
+    """
+
+    def plan_drain(
+        self,
+        cluster: Cluster,
+        host: str,
+        facts: Facts,
+        *,
+        allow_stop: Collection[str],
+        promised: Mapping[str, str],
+    ) -> Plan: ...
+
+    def plan_migrate(
+        self, cluster: Cluster, guest: str, to: str | None, facts: Facts, *, promised: Mapping[str, str]
+    ) -> Plan: ...
+
+    def choose(
+        self,
+        cluster: Cluster,
+        guest: str,
+        facts: Facts,
+        *,
+        promised: Mapping[str, str],
+        exclude: Collection[str],
+        to: str = "",
+    ) -> Target: ...
+
+    def questions(self, cluster: Cluster, host: str, guest: str = "") -> Mapping[str, Preflight]: ...
+
+    def reasons_not_to_power_off(
+        self, host: str, reports: Mapping[str, tuple[HostReport, float]], unheard: Collection[str]
+    ) -> tuple[str, ...]: ...
+
+
+class Clock(Protocol):
+    def monotonic(self) -> float: ...
+
+    def wall(self) -> float: ...
+
+    async def sleep(self, seconds: float) -> None: ...
+
+
+class RealClock:
+    """Of this machine."""
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def wall(self) -> float:
+        return time.time()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One journalled event. `at_s`: wall clock, for people only."""
+
+    seq: int
+    operation: str
+    event: Event
+    at_s: float
+
+
+class JournalReadOnly(Exception):  # noqa: N818 - a state
+    """The journal cannot be written (disk full, error). Nothing may be begun; the reason is the message."""
+
+
+class JournalPort(Protocol):
+    @property
+    def epoch(self) -> int:
+        """This start's number; written durably before anything else (I4)."""
+        ...
+
+    @property
+    def read_only(self) -> str:
+        """Why it cannot be written at the moment; '' when it can."""
+        ...
+
+    async def load(self) -> Sequence[Row]: ...
+
+    async def append(self, operation: str, event: Event, at_s: float) -> Row:
+        """Durable when it returns. Raises JournalReadOnly; then nothing was written."""
+        ...
+
+    async def probe(self) -> None:
+        """Try a write, to learn whether a read-only journal has recovered. Never raises."""
+        ...
+
+
+class Observer(Protocol):
+    """Hooks for metrics. Called from the event loop; must return at once and never raise."""
+
+    def operation_changed(self, operation: Operation) -> None: ...
+
+    def operation_ended(self, operation: Operation) -> None: ...
+
+    def move_started(self, operation: Operation) -> None: ...
+
+    def move_progress(self, operation: Operation, progress: MigrationProgress) -> None: ...
+
+    def move_ended(self, operation: Operation) -> None: ...
+
+    def downtime(self, seconds: float) -> None: ...
+
+    def journal_read_only(self, reason: str) -> None: ...
+
+
+class NullObserver:
+    """Nobody measures."""
+
+    def operation_changed(self, operation: Operation) -> None: ...
+
+    def operation_ended(self, operation: Operation) -> None: ...
+
+    def move_started(self, operation: Operation) -> None: ...
+
+    def move_progress(self, operation: Operation, progress: MigrationProgress) -> None: ...
+
+    def move_ended(self, operation: Operation) -> None: ...
+
+    def downtime(self, seconds: float) -> None: ...
+
+    def journal_read_only(self, reason: str) -> None: ...
+
+
+Administrative = Mapping[str, HostState]
+"""Host -> DRAINING, DRAINED or OFF, as the journal has it; a host that is not in it is in use."""

@@ -1,0 +1,101 @@
+"""The saga engine: start, step, fold. Pure, for every kind of operation alike.
+
+`step(state, event) -> (state, commands)` looks up one table per kind (`migrd.sagas`). An event without a
+row raises IllegalEvent and changes nothing. The caller journals the event, and only then carries out the
+commands; each command ends in exactly one event (aborts and cancels of children excepted).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import assert_never
+
+from migrd.sagas import drain, migrate, power, undrain
+from migrd.sagas.commands import IllegalEvent, SagaCommand
+from migrd.sagas.drain import DrainState
+from migrd.sagas.events import (
+    DrainRequested,
+    Event,
+    MigrateRequested,
+    PowerRequested,
+    Request,
+    UndrainRequested,
+)
+from migrd.sagas.migrate_state import MigrateState
+from migrd.sagas.power import PowerState
+from migrd.sagas.undrain import UndrainState
+
+SagaState = MigrateState | DrainState | UndrainState | PowerState
+Result = tuple[SagaState, tuple[SagaCommand, ...]]
+
+
+def start(operation: str, request: Request) -> Result:
+    """The state after an operation's first row, and what is to be done first."""
+    match request:
+        case MigrateRequested():
+            return migrate.begin(operation, request), ()
+        case DrainRequested():
+            return drain.begin(operation, request)
+        case UndrainRequested():
+            return undrain.begin(operation, request)
+        case PowerRequested():
+            return power.begin(operation, request)
+        case _:
+            assert_never(request)
+
+
+def step(state: SagaState, event: Event) -> Result:
+    """One row of one table. Raises IllegalEvent; the state is a value, so nothing has changed then."""
+    match state:
+        case MigrateState():
+            return migrate.step(state, event)
+        case DrainState():
+            return drain.step(state, event)
+        case UndrainState():
+            return undrain.step(state, event)
+        case PowerState():
+            return power.step(state, event)
+        case _:
+            assert_never(state)
+
+
+def fold(operation: str, events: Iterable[Event]) -> SagaState:
+    """The state that a journal describes: commands of the past are not carried out again."""
+    state: SagaState | None = None
+    for event in events:
+        if state is None:
+            if not isinstance(event, Request):
+                raise IllegalEvent(f"{operation}: begins with {type(event).__name__}, not with a request")
+            state, _ = start(operation, event)
+        else:
+            state, _ = step(state, event)
+    if state is None:
+        raise IllegalEvent(f"{operation}: no events")
+    return state
+
+
+def ended(state: SagaState) -> bool:
+    return state.stage.ended if isinstance(state, MigrateState) else state.phase.ended
+
+
+def parked(state: SagaState) -> bool:
+    return (state.stage if isinstance(state, MigrateState) else state.phase) == "parked"
+
+
+def only_waits(before: SagaState, after: SagaState) -> bool:
+    """True if the event said nothing new: the saga goes on looking. Such an event need not be journalled.
+
+    All that a crash loses is the count of a wait; the event that ends the wait brings it along.
+    """
+    match before, after:
+        case MigrateState(), MigrateState():
+            return replace(before, looks=0) == replace(after, looks=0)
+        case UndrainState(), UndrainState():
+            # Why a host is not ready yet is for people only.
+            return replace(before, reasons=()) == replace(after, reasons=())
+        case _:
+            return before == after
+
+
+__all__ = ["IllegalEvent", "Result", "SagaState", "ended", "fold", "only_waits", "parked", "start", "step"]

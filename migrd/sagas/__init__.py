@@ -1,0 +1,1 @@
+"""The sagas: pure tables, one file per kind. See `migrd.saga`."""

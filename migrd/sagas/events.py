@@ -1,0 +1,252 @@
+"""What happened: the rows of the journal, and the only input of a saga. State is a fold over them.
+
+Every event is a frozen dataclass with a `kind`; pydantic reads and writes them. An event is written and
+synced before the commands that follow from it are carried out, so the journal always names the intent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from agents.protocol import AnyVolume, DomainState, Observation, Outcome
+from migrd.model import Move
+from migrd.operations import OperationState
+from storage.words import Side, VolumeReport
+
+# -- requests: the first row of an operation ------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrateRequested:
+    """Everything the saga needs to know of one move; nothing is looked up later."""
+
+    guest: str  # uuid
+    name: str
+    source: str
+    source_node: str  # uname -n
+    target: str
+    target_node: str
+    target_uri: str
+    target_address: str
+    volumes: tuple[AnyVolume, ...]
+    downtime_limit_ms: int = 300
+    bandwidth_bps: int | None = None
+    deadline_s: float = 3600.0
+    parent: str = ""
+    asked_target: str | None = None  # as the operator asked; None = placed by the planner
+    kind: Literal["migrate-requested"] = "migrate-requested"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainRequested:
+    host: str
+    power_off: bool = False
+    allow_stop: tuple[str, ...] = ()  # uuids; the operator's consent by name (I5)
+    moves: tuple[Move, ...] = ()
+    stops: tuple[tuple[str, str], ...] = ()  # (uuid, name): consented, and no target takes them
+    kind: Literal["drain-requested"] = "drain-requested"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MovedGuest:
+    """A guest that a drain moved, and where it put it."""
+
+    guest: str
+    name: str
+    now_on: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UndrainRequested:
+    host: str
+    drain: str  # the drain that is taken back; "" when the host was only powered off
+    power_on: bool
+    restore: tuple[MovedGuest, ...] = ()
+    kind: Literal["undrain-requested"] = "undrain-requested"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerRequested:
+    host: str
+    action: Literal["on", "off"]
+    kind: Literal["power-requested"] = "power-requested"
+
+
+# -- the operator, and the daemon's own life ------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """A slot on both hosts is free: the move may begin."""
+
+    kind: Literal["admitted"] = "admitted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Withdrawn:
+    """While it waited for a slot, its target was taken out of use: it never begins."""
+
+    reason: str
+    kind: Literal["withdrawn"] = "withdrawn"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovered:
+    """The daemon started with this operation open: nothing is known of commands in flight."""
+
+    epoch: int
+    kind: Literal["recovered"] = "recovered"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelRequested:
+    kind: Literal["cancel-requested"] = "cancel-requested"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    by: Literal["operator", "host-returned", "child-ended"] = "operator"
+    kind: Literal["resumed"] = "resumed"
+
+
+# -- answers --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """One agent's outcome of one attempt. `ended` False: contact was lost, it may still be running."""
+
+    side: Side
+    step: str
+    attempt: int
+    outcome: Outcome
+    ended: bool = True
+    reasons: tuple[str, ...] = ()
+    volumes: tuple[VolumeReport, ...] = ()
+    downtime_ms: int | None = None
+    kind: Literal["answered"] = "answered"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Looked:
+    """Both hosts observed. None: that host did not answer, and `reasons` says why.
+
+    `number`: how many looks the stage has had. Looks that say nothing new are not journalled, so the one that
+    ends a wait has to say how long it was; otherwise the fold would decide differently.
+    """
+
+    source: Observation | None
+    target: Observation | None
+    reasons: tuple[str, ...] = ()
+    number: int = 1
+    kind: Literal["looked"] = "looked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildEnded:
+    """A child operation reached one of its ends (or parked)."""
+
+    child: str
+    state: OperationState
+    target: str
+    reason: str = ""
+    kind: Literal["child-ended"] = "child-ended"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """Where one guest could go now. Empty `target`: nowhere, and `reasons` says why."""
+
+    guest: str
+    target: str
+    reasons: tuple[str, ...] = ()
+    gone: bool = False  # it is no longer on the host that the question named
+    kind: Literal["chosen"] = "chosen"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftGuest:
+    guest: str
+    name: str
+    state: DomainState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surveyed:
+    """What is on the host now, by its own fresh report. `reasons`: why it could not be asked."""
+
+    guests: tuple[LeftGuest, ...]
+    reasons: tuple[str, ...] = ()
+    kind: Literal["surveyed"] = "surveyed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopAnswered:
+    guest: str
+    attempt: int
+    outcome: Outcome
+    reasons: tuple[str, ...] = ()
+    kind: Literal["stop-answered"] = "stop-answered"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerChecked:
+    """May the host be powered off now? Reasons against, from fresh reports of all (I12)."""
+
+    reasons: tuple[str, ...]
+    kind: Literal["power-checked"] = "power-checked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerActed:
+    """The BMC took the command, or not. Says nothing about the power itself (I3)."""
+
+    action: Literal["on", "off"]
+    reason: str = ""  # empty: accepted
+    kind: Literal["power-acted"] = "power-acted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerRead:
+    """A separate status: "on", "off", or "unknown: REASON"."""
+
+    status: str
+    number: int = 1  # of reads, as in Looked
+    kind: Literal["power-read"] = "power-read"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostChecked:
+    """Why the host cannot take guests yet; empty when it can."""
+
+    reasons: tuple[str, ...]
+    number: int = 1  # of checks, as in Looked
+    kind: Literal["host-checked"] = "host-checked"
+
+
+Request = MigrateRequested | DrainRequested | UndrainRequested | PowerRequested
+
+Event = (
+    Request
+    | Admitted
+    | Withdrawn
+    | Recovered
+    | CancelRequested
+    | Resumed
+    | Answered
+    | Looked
+    | ChildEnded
+    | Chosen
+    | Surveyed
+    | StopAnswered
+    | PowerChecked
+    | PowerActed
+    | PowerRead
+    | HostChecked
+)
+
+EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
+"""Reads and writes one row's payload. A kind it does not know raises: a newer daemon wrote it."""

@@ -1,0 +1,212 @@
+"""The moves that every row of the migrate table is made of: enter, look, retry, go back, park."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from agents.protocol import Outcome
+from migrd.sagas.commands import Abort, Call, Follow, Look, SagaCommand
+from migrd.sagas.events import Answered
+from migrd.sagas.migrate_state import (
+    BACK,
+    FINISH,
+    FORWARD,
+    MAX_FAILURES,
+    MAX_TRIES,
+    MAX_TRIES_BOUND,
+    SIDES,
+    STEP_DEADLINE_S,
+    MigrateState,
+    Stage,
+    backoff_s,
+    command_for,
+)
+from storage.words import Side
+
+Result = tuple[MigrateState, tuple[SagaCommand, ...]]
+
+MIGRATE_GRACE_S = 120.0  # beyond the migration's own deadline: the agent aborts, libvirt cleans up
+REFUSED_TRIES = 3  # a refusal when going back may pass (the other host demotes a second later)
+
+
+def enter(state: MigrateState, stage: Stage, after_s: float = 0.0) -> Result:
+    """Begin a stage that calls agents, under a new attempt number."""
+    attempt = state.attempts.get(stage, 0) + 1
+    entered = replace(
+        state,
+        stage=stage,
+        attempts={**state.attempts, stage: attempt},
+        answers=(),
+        looks=0,
+        migrate_open=state.migrate_open or stage is Stage.MIGRATE,
+    )
+    deadline_s = state.request.deadline_s + MIGRATE_GRACE_S if stage is Stage.MIGRATE else STEP_DEADLINE_S
+    calls = tuple(
+        Call(
+            host=state.host(side),
+            side=side,
+            step=stage,
+            attempt=attempt,
+            command=command_for(state, stage, side),
+            deadline_s=deadline_s,
+            after_s=after_s,
+        )
+        for side in SIDES[stage]
+    )
+    return entered, calls
+
+
+def look(state: MigrateState, stage: Stage, after_s: float = 0.0) -> Result:
+    """Begin a stage that observes both hosts."""
+    entered = replace(state, stage=stage, looks=1, answers=())
+    return entered, (_look(entered, after_s),)
+
+
+def look_again(state: MigrateState, after_s: float) -> Result:
+    """Stay, and look once more after a while. Callers bound it by `state.looks`."""
+    again = replace(state, looks=state.looks + 1)
+    return again, (_look(again, after_s),)
+
+
+def _look(state: MigrateState, after_s: float) -> Look:
+    request = state.request
+    return Look(
+        guest=request.guest,
+        source=request.source,
+        target=request.target,
+        volumes=request.volumes,
+        number=state.looks,
+        after_s=after_s,
+    )
+
+
+def follow(state: MigrateState, after_s: float) -> Result:
+    """Wait for a migrate attempt that was issued before; stop it if this saga goes back."""
+    attempt = state.attempts[Stage.MIGRATE]
+    waiting = replace(state, stage=Stage.MIGRATE, answers=(), looks=0, back_to=None)
+    stay = Follow(
+        host=state.request.source,
+        side=Side.SOURCE,
+        step=Stage.MIGRATE,
+        attempt=attempt,
+        deadline_s=state.request.deadline_s + MIGRATE_GRACE_S,
+        after_s=after_s,
+    )
+    if state.cancelled or state.going_back:
+        return waiting, (Abort(host=stay.host, step=stay.step, attempt=attempt), stay)
+    return waiting, (stay,)
+
+
+def advance(state: MigrateState, stage: Stage) -> Result:
+    """Enter the next stage forward, unless the operator has asked to go back and it still can."""
+    if state.cancelled and not state.committed and not state.going_back:
+        return go_back(state, ("cancelled by the operator",))
+    return enter(state, stage)
+
+
+def needed(state: MigrateState, stage: Stage) -> bool:
+    """Undo only what may have been done; call no driver for a guest without disks."""
+    match stage:
+        case Stage.PREPARE | Stage.ACQUIRE | Stage.RELEASE:
+            return bool(state.request.volumes)
+        case Stage.OPEN_WINDOW | Stage.CLOSE_WINDOW:
+            return state.windowed
+        case Stage.SWEEP:
+            return state.issued(Stage.MIGRATE)
+        case Stage.RELEASE_TARGET:
+            return state.issued(Stage.PREPARE)
+        case Stage.CLOSE_BACK:
+            return state.issued(Stage.OPEN_WINDOW)
+        case _:
+            return True
+
+
+def next_needed(state: MigrateState, order: Sequence[Stage]) -> Result:
+    """The first stage of `order` that this guest needs; past the last one, verify."""
+    for stage in order:
+        if needed(state, stage):
+            return advance(state, stage)
+    return look(state, Stage.VERIFY if state.committed else Stage.VERIFY_BACK)
+
+
+def go_back(state: MigrateState, reasons: tuple[str, ...]) -> Result:
+    """Turn round, before the commit point. Reality first: the guest may have moved meanwhile."""
+    assert not state.committed, "undo after the commit point"
+    turned = replace(state, going_back=True, reasons=reasons, back_to=None, tries=0)
+    if not any(state.issued(stage) for stage in FORWARD):
+        return replace(turned, stage=Stage.UNDONE), ()
+    if turned.migrate_open:
+        return follow(turned, 0.0)
+    return look(turned, Stage.RECONCILE)
+
+
+def start_back(state: MigrateState) -> Result:
+    """The pair says that the guest is on the source and nothing runs on the target: undo in order."""
+    assert not state.committed, "undo after the commit point"
+    if not state.going_back:
+        reasons = ("cancelled by the operator",) if state.cancelled else state.trouble
+        state = replace(state, going_back=True, reasons=reasons)
+    return next_needed(replace(state, back_to=None, tries=0), BACK)
+
+
+def retry(state: MigrateState, failed: Sequence[Answered]) -> Result:
+    """Some call did not end as DONE: look at both hosts, then once more, bounded; else back, or park."""
+    trouble = tuple(
+        f"{state.host(answer.side)}: {reason}"
+        for answer in failed
+        for reason in (answer.reasons or (f"{answer.step} ended: {answer.outcome}",))
+    )
+    state = replace(state, tries=state.tries + 1, failures=state.failures + 1, trouble=trouble)
+    forward = state.stage in FORWARD
+    final = any(answer.outcome in (Outcome.REFUSED, Outcome.FAILED) for answer in failed)
+    lost = state.stage is Stage.MIGRATE and state.migrate_open
+    if forward and final and not lost:
+        return go_back(state, trouble)
+    limit = MAX_TRIES if forward and not lost else REFUSED_TRIES if final else MAX_TRIES_BOUND
+    if state.tries >= limit or state.failures >= MAX_FAILURES:
+        if forward and not lost:
+            return go_back(state, trouble)
+        return park(state, trouble, waits_for=tuple(state.host(answer.side) for answer in failed))
+    if lost:
+        return follow(state, backoff_s(state.tries))
+    return look(replace(state, back_to=state.stage), Stage.RECONCILE, backoff_s(state.tries))
+
+
+def park(
+    state: MigrateState, reasons: tuple[str, ...], *, remedy: str = "", waits_for: tuple[str, ...] = ()
+) -> Result:
+    """Stop here, and say why and what resolves it (I15). Nothing is running on our behalf any more."""
+    told = reasons
+    if state.window_may_be_open and state.windowed:
+        told = (*reasons, "a dual-primary window of this guest's volumes may still be open")
+    resume = f"migrctl op resume {state.operation}"
+    if not remedy:
+        remedy = f"{resume} once {' and '.join(waits_for)} answers again" if waits_for else resume
+    earlier = tuple(reason for reason in state.reasons if reason not in told)
+    parked = replace(
+        state,
+        stage=Stage.PARKED,
+        parked_in=state.stage,
+        reasons=(*earlier, *told) if state.going_back else told,
+        remedy=remedy,
+        waits_for=waits_for,
+        answers=(),
+    )
+    return parked, ()
+
+
+__all__ = [
+    "FINISH",
+    "Result",
+    "advance",
+    "enter",
+    "follow",
+    "go_back",
+    "look",
+    "look_again",
+    "next_needed",
+    "park",
+    "retry",
+    "start_back",
+]

@@ -1,0 +1,172 @@
+"""The state of one migration, and what each of its stages asks of which host. Pure data.
+
+precheck -> prepare -> open-window -> acquire -> migrate -> reconcile (-> settle)
+  -> [MOVED = COMMIT POINT] -> release -> close-window -> verify -> done
+going back, only before the commit point:
+  reconcile -> sweep -> release-target -> close-back -> verify-back -> undone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from agents.protocol import (
+    AcquireVolumes,
+    CloseWindow,
+    Command,
+    MigrateDomain,
+    OpenWindow,
+    PrepareVolumes,
+    ReleaseVolumes,
+    SweepTarget,
+)
+from migrd.reconcile import Verdict
+from migrd.sagas.events import Answered, MigrateRequested
+from storage.words import DrbdVolume, Handover, Side, WindowOptions
+
+
+class Stage(StrEnum):
+    PENDING = "pending"
+    PRECHECK = "precheck"
+    PREPARE = "prepare"
+    OPEN_WINDOW = "open-window"
+    ACQUIRE = "acquire"
+    MIGRATE = "migrate"
+    RECONCILE = "reconcile"
+    SETTLE = "settle"
+    RELEASE = "release"
+    CLOSE_WINDOW = "close-window"
+    VERIFY = "verify"
+    SWEEP = "sweep"
+    RELEASE_TARGET = "release-target"
+    CLOSE_BACK = "close-back"
+    VERIFY_BACK = "verify-back"
+    SALVAGE = "salvage"  # the target does not answer: close what the source alone can close, then park
+    PARKED = "parked"
+    DONE = "done"
+    UNDONE = "undone"
+
+    @property
+    def ended(self) -> bool:
+        return self in (Stage.DONE, Stage.UNDONE)
+
+
+COMMIT_POINT = Verdict.MOVED
+"""Runs on the target, no process on the source, both looked at. Before it: undo. After it: only forward."""
+
+FORWARD = (Stage.PREPARE, Stage.OPEN_WINDOW, Stage.ACQUIRE, Stage.MIGRATE)
+FINISH = (Stage.RELEASE, Stage.CLOSE_WINDOW)
+BACK = (Stage.SWEEP, Stage.RELEASE_TARGET, Stage.CLOSE_BACK)
+
+SIDES: Mapping[Stage, tuple[Side, ...]] = {
+    Stage.PREPARE: (Side.SOURCE, Side.TARGET),
+    Stage.OPEN_WINDOW: (Side.SOURCE, Side.TARGET),
+    Stage.ACQUIRE: (Side.TARGET,),
+    Stage.MIGRATE: (Side.SOURCE,),
+    Stage.RELEASE: (Side.SOURCE,),
+    Stage.CLOSE_WINDOW: (Side.SOURCE, Side.TARGET),
+    Stage.SWEEP: (Side.TARGET,),
+    Stage.RELEASE_TARGET: (Side.TARGET,),
+    Stage.CLOSE_BACK: (Side.SOURCE, Side.TARGET),
+    Stage.SALVAGE: (Side.SOURCE,),
+}
+"""The stages that call agents, and which; the others look, or wait for someone."""
+
+MAX_TRIES = 4  # of one stage, before the commit point
+MAX_TRIES_BOUND = 8  # of one stage that has to succeed: going back, or after the commit point
+MAX_FAILURES = 40  # of one operation between two resumes: whatever the interplay of stages, it ends (I20)
+STEP_DEADLINE_S = 180.0  # one storage step, its agent's own deadlines included
+MAX_BACKOFF_S = 30.0
+
+
+def backoff_s(tries: int) -> float:
+    """1, 2, 4 ... 30 seconds; 0 before the first retry is counted."""
+    return 0.0 if tries < 1 else min(MAX_BACKOFF_S, float(2 ** (tries - 1)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrateState:
+    """A fold over the events of one operation. Only `looks` may be lost in a crash: it bounds a wait."""
+
+    operation: str
+    request: MigrateRequested
+    stage: Stage = Stage.PENDING
+    going_back: bool = False
+    committed: bool = False
+    cancelled: bool = False
+    stopped: bool = False  # the guest was shut down meanwhile, by itself or by someone else
+    attempts: Mapping[Stage, int] = field(default_factory=dict)  # highest attempt issued; grows for ever
+    answers: tuple[Answered, ...] = ()  # of the present stage
+    migrate_open: bool = False  # a migrate attempt was issued and its end is not known
+    back_to: Stage | None = None  # reconcile: the stage to try again if nothing has moved
+    tries: int = 0  # of the present stage, since something succeeded
+    failures: int = 0
+    looks: int = 0  # how often the present stage has looked; not journalled
+    trouble: tuple[str, ...] = ()  # what the latest failed try said
+    reasons: tuple[str, ...] = ()  # why it goes back, is parked, or ended with a remark
+    remedy: str = ""
+    waits_for: tuple[str, ...] = ()  # parked: hosts whose return resumes it
+    parked_in: Stage | None = None
+    downtime_ms: int | None = None
+
+    def host(self, side: Side) -> str:
+        return self.request.source if side is Side.SOURCE else self.request.target
+
+    @property
+    def windowed(self) -> bool:
+        """Does any volume need both hosts to hold it open at once (I6)?"""
+        return any(isinstance(volume, DrbdVolume) for volume in self.request.volumes)
+
+    @property
+    def window_may_be_open(self) -> bool:
+        """The intent was journalled, and no closing was confirmed."""
+        return self.attempts.get(Stage.OPEN_WINDOW, 0) > 0 and not self.stage.ended
+
+    def issued(self, stage: Stage) -> bool:
+        return self.attempts.get(stage, 0) > 0
+
+
+def command_for(state: MigrateState, stage: Stage, side: Side) -> Command:  # noqa: PLR0911 - a table
+    """What `stage` asks of `side`."""
+    request = state.request
+    peer = request.target_node if side is Side.SOURCE else request.source_node
+    handover = Handover(operation=state.operation, domain_uuid=request.guest, side=side, peer_node=peer)
+    match stage:
+        case Stage.PREPARE:
+            return PrepareVolumes(handover=handover, volumes=request.volumes)
+        case Stage.OPEN_WINDOW:
+            return OpenWindow(handover=handover, volumes=_windowed(state))
+        case Stage.ACQUIRE:
+            return AcquireVolumes(handover=handover, volumes=request.volumes)
+        case Stage.RELEASE | Stage.RELEASE_TARGET:
+            return ReleaseVolumes(handover=handover, volumes=request.volumes)
+        case Stage.CLOSE_WINDOW | Stage.CLOSE_BACK | Stage.SALVAGE:
+            return CloseWindow(handover=handover, volumes=_windowed(state), before=closed(state))
+        case Stage.MIGRATE:
+            return MigrateDomain(
+                uuid=request.guest,
+                target_uri=request.target_uri,
+                target_address=request.target_address,
+                downtime_limit_ms=request.downtime_limit_ms,
+                bandwidth_bps=request.bandwidth_bps,
+                deadline_s=request.deadline_s,
+            )
+        case Stage.SWEEP:
+            return SweepTarget(uuid=request.guest)
+        case _:
+            raise AssertionError(f"stage {stage} calls no agent")
+
+
+def closed(state: MigrateState) -> tuple[WindowOptions, ...]:
+    """What close-window puts back: always "not allowed".
+
+    A window is only opened where the flag was off on both sides (see `compare`), so "off" is what was
+    before. Answers of open-window are not used: after a crash they tell of our own first try (I6).
+    """
+    return tuple(WindowOptions(volume=v.name, allow_two_primaries=False) for v in _windowed(state))
+
+
+def _windowed(state: MigrateState) -> tuple[DrbdVolume, ...]:
+    return tuple(v for v in state.request.volumes if isinstance(v, DrbdVolume))

@@ -1,0 +1,302 @@
+"""What the migrate saga does about each verdict of the pair: go on, commit, wait (bounded), undo, park."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from agents.protocol import Observation
+from migrd.reconcile import Pair, SideView, Verdict, verdict
+from migrd.sagas.commands import Abort
+from migrd.sagas.compare import open_windows
+from migrd.sagas.events import Looked
+from migrd.sagas.migrate_moves import (
+    Result,
+    enter,
+    follow,
+    look_again,
+    next_needed,
+    park,
+    start_back,
+)
+from migrd.sagas.migrate_state import (
+    BACK,
+    COMMIT_POINT,
+    FINISH,
+    FORWARD,
+    MAX_TRIES,
+    MAX_TRIES_BOUND,
+    MigrateState,
+    Stage,
+    backoff_s,
+)
+from storage.words import DrbdVolume, Health, Side
+
+WAIT_LOOKS = 60  # at 0.2 s, then 1 s: about 50 s for a QEMU to go, a switch-over to end
+BOTH_LOOKS = 3  # the two hosts are not looked at in one instant: a switch-over in between looks like two
+LEFTOVER_LOOKS = 5  # libvirt removes its own incoming domain within a second or so
+UNKNOWN_LOOKS = 8  # with back-off: about two minutes
+JOB_LOOK_S = 2.0
+HEALTH_LOOKS = 10
+
+# verdict -> (what is wrong, what the operator can do before `op resume`)
+STUCK: Mapping[Verdict, tuple[str, str]] = {
+    Verdict.SWITCHING: ("the switch-over has not ended", ""),
+    Verdict.SETTLING: ("the guest runs on {target}, but its QEMU on {source} has not ended (I11)", ""),
+    Verdict.SOURCE_PAUSED: ("the guest is paused on {source}", "virsh resume {name} on {source}"),
+    Verdict.PAUSED_BOTH: ("the guest is paused on both hosts", "look at both, resume it on exactly one"),
+    Verdict.MOVED_PAUSED: ("the guest is on {target}, but paused", "virsh resume {name} on {target}"),
+    Verdict.POSTCOPY: ("the guest is split between both hosts (post-copy)", ""),
+    Verdict.INCOMING_ONLY: ("the guest's QEMU on {source} is gone, and {target} never took over", ""),
+    Verdict.TRANSIENT: ("a QEMU process is still ending", ""),
+    Verdict.LOST: ("the guest is on neither host", "find out who removed it; define and start it"),
+    Verdict.BOTH_RUNNING: (
+        "ALARM: the guest has a QEMU that has run on {source} AND on {target}; nothing was touched (I1)",
+        "stop the wrong one by hand",
+    ),
+    Verdict.UNEXPECTED: ("no migration leads to what both hosts show", "look at both hosts"),
+    Verdict.COPYING: ("a job still runs on the guest on {source}", ""),
+    Verdict.STILL_ON_SOURCE: ("the guest runs on {source} again, though it had moved", "look at both hosts"),
+    Verdict.TARGET_LEFTOVER: ("the guest runs on {source} again, though it had moved", "look at both hosts"),
+    Verdict.STOPPED_ON_SOURCE: (
+        "the guest is shut off on {source}, though it had moved",
+        "look at both hosts",
+    ),
+}
+
+
+def decide(state: MigrateState, event: Looked) -> Result:
+    """The reconcile and settle stages: one handler per verdict, another set after the commit point."""
+    pair = Pair.of(event.source, event.target)
+    found = verdict(pair)
+    if found is Verdict.UNKNOWN:
+        return _unknown(state, event, pair)
+    table = _AFTER_COMMIT if state.committed else _BEFORE_COMMIT
+    return table.get(found, _wait)(state, found)
+
+
+# -- before the commit point ----------------------------------------------------------------------
+
+
+def _still_on_source(state: MigrateState, _found: Verdict) -> Result:
+    if state.migrate_open:
+        return follow(state, backoff_s(state.tries))
+    if state.going_back:
+        back_to = state.back_to
+        return enter(state, back_to) if back_to in BACK else start_back(state)
+    again = state.back_to
+    if again in FORWARD and not state.cancelled and state.tries < MAX_TRIES:
+        return enter(replace(state, back_to=None), again)
+    if not state.trouble and not state.cancelled:
+        state = replace(state, trouble=(f"the guest did not leave {state.request.source}",))
+    return start_back(state)
+
+
+def _leftover(state: MigrateState, found: Verdict) -> Result:
+    if state.migrate_open:
+        return follow(state, backoff_s(state.tries))
+    if state.looks < LEFTOVER_LOOKS:
+        return look_again(state, 0.5)
+    return start_back(state)
+
+
+def _copying(state: MigrateState, found: Verdict) -> Result:
+    if state.migrate_open:
+        return follow(state, backoff_s(state.tries))
+    # The attempt is over for the agent (it restarted), yet libvirt's job goes on: watch it to its end.
+    if state.looks * JOB_LOOK_S > state.request.deadline_s or not state.issued(Stage.MIGRATE):
+        return _stuck(state, found)
+    stayed, commands = look_again(state, JOB_LOOK_S)
+    if (state.cancelled or state.going_back) and state.looks == 1:
+        stop = Abort(host=state.request.source, step=Stage.MIGRATE, attempt=state.attempts[Stage.MIGRATE])
+        return stayed, (stop, *commands)
+    return stayed, commands
+
+
+def _commit(state: MigrateState, found: Verdict) -> Result:
+    """The commit point. What was wrong on the way no longer matters: forward only."""
+    assert found in (COMMIT_POINT, Verdict.STOPPED_ON_TARGET), found
+    committed = replace(
+        state,
+        committed=True,
+        going_back=False,
+        stopped=found is Verdict.STOPPED_ON_TARGET,
+        migrate_open=False,
+        back_to=None,
+        reasons=(),
+        trouble=(),
+        tries=0,
+    )
+    return next_needed(committed, FINISH)
+
+
+def _stopped_on_source(state: MigrateState, _found: Verdict) -> Result:
+    if state.migrate_open:
+        return follow(state, backoff_s(state.tries))
+    reason = f"the guest was shut down on {state.request.source} during the migration"
+    return start_back(replace(state, going_back=True, stopped=True, reasons=(*state.reasons, reason)))
+
+
+# -- after it -------------------------------------------------------------------------------------
+
+
+def _go_on(state: MigrateState, found: Verdict) -> Result:
+    state = replace(state, stopped=found is Verdict.STOPPED_ON_TARGET)
+    if state.back_to in FINISH:
+        return enter(state, state.back_to)
+    return next_needed(state, FINISH)
+
+
+# -- waiting --------------------------------------------------------------------------------------
+
+
+def _wait(state: MigrateState, found: Verdict) -> Result:
+    """A state that passes by itself, or not: look for a while, then park."""
+    if state.looks >= WAIT_LOOKS:
+        return _stuck(state, found)
+    stage = Stage.SETTLE if found is Verdict.SETTLING else state.stage
+    return look_again(replace(state, stage=stage), 0.2 if state.looks < 10 else 1.0)
+
+
+def _both_running(state: MigrateState, found: Verdict) -> Result:
+    """An alarm only if it stays: perhaps the source was seen before a switch-over, the target after it."""
+    if state.looks < BOTH_LOOKS:
+        return look_again(state, 1.0)
+    return _stuck(state, found)
+
+
+def _stuck(state: MigrateState, found: Verdict) -> Result:
+    words = {"source": state.request.source, "target": state.request.target, "name": state.request.name}
+    reason, first = STUCK[found]
+    resume = f"migrctl op resume {state.operation}"
+    remedy = f"{first.format(**words)}; then {resume}" if first else ""
+    return park(state, (*state.trouble, reason.format(**words)), remedy=remedy)
+
+
+def _unknown(state: MigrateState, event: Looked, pair: Pair) -> Result:
+    """A host does not answer: wait with back-off, then park until it returns."""
+    if state.looks < UNKNOWN_LOOKS:
+        return look_again(state, backoff_s(state.looks))
+    silent = tuple(
+        state.host(side)
+        for side, view in ((Side.SOURCE, pair.source), (Side.TARGET, pair.target))
+        if view is SideView.UNKNOWN
+    )
+    trouble = tuple(dict.fromkeys((*state.trouble, *event.reasons))) or tuple(
+        f"{host} shows a state that is not understood" for host in silent
+    )
+    state = replace(state, trouble=trouble)
+    alone = pair.source is SideView.RUNNING and not pair.job and not state.migrate_open
+    if alone and not state.committed and state.issued(Stage.OPEN_WINDOW):
+        if not state.going_back:
+            state = replace(state, going_back=True, reasons=trouble)
+        return enter(state, Stage.SALVAGE)
+    return park(state, trouble, waits_for=silent)
+
+
+_BEFORE_COMMIT: Mapping[Verdict, Callable[[MigrateState, Verdict], Result]] = {
+    Verdict.STILL_ON_SOURCE: _still_on_source,
+    Verdict.TARGET_LEFTOVER: _leftover,
+    Verdict.COPYING: _copying,
+    Verdict.MOVED: _commit,
+    Verdict.STOPPED_ON_TARGET: _commit,
+    Verdict.STOPPED_ON_SOURCE: _stopped_on_source,
+    Verdict.BOTH_RUNNING: _both_running,
+    Verdict.UNEXPECTED: _stuck,
+}
+
+_AFTER_COMMIT: Mapping[Verdict, Callable[[MigrateState, Verdict], Result]] = {
+    Verdict.MOVED: _go_on,
+    Verdict.STOPPED_ON_TARGET: _go_on,
+    Verdict.MOVED_PAUSED: _go_on,
+    Verdict.BOTH_RUNNING: _both_running,
+    Verdict.UNEXPECTED: _stuck,
+}
+
+
+# -- the two verifications ------------------------------------------------------------------------
+
+
+def verify(state: MigrateState, event: Looked) -> Result:
+    """Forward: exactly one running, flags cleared on both sides, health told."""
+    pair = Pair.of(event.source, event.target)
+    found = verdict(pair)
+    if found is Verdict.UNKNOWN:
+        return _unknown(state, event, pair)
+    if found not in (Verdict.MOVED, Verdict.STOPPED_ON_TARGET, Verdict.MOVED_PAUSED):
+        return (
+            _stuck(state, found)
+            if found in (Verdict.BOTH_RUNNING, Verdict.UNEXPECTED)
+            else _wait(state, found)
+        )
+    still_open = _flags(state, event)
+    if still_open:
+        return _close_again(state, still_open, Stage.CLOSE_WINDOW)
+    ill = _ill(event.source, drbd_only=True) + _ill(event.target, drbd_only=False)
+    if ill and state.looks < HEALTH_LOOKS:
+        return look_again(state, 0.5)
+    remarks = ill
+    if found is not Verdict.MOVED:  # e.g. QEMU pauses a guest whose disk fails on the new host
+        what = "shut down" if found is Verdict.STOPPED_ON_TARGET else f"paused on {state.request.target}"
+        remarks = (*ill, f"it was {what} after it moved")
+    return replace(state, stage=Stage.DONE, reasons=remarks), ()
+
+
+def verify_back(state: MigrateState, event: Looked) -> Result:
+    """Back: the guest is on the source as before, nothing on the target, flags cleared on both."""
+    pair = Pair.of(event.source, event.target)
+    found = verdict(pair)
+    if found is Verdict.UNKNOWN:
+        return _unknown(state, event, pair)
+    if found in (Verdict.STILL_ON_SOURCE, Verdict.STOPPED_ON_SOURCE):
+        still_open = _flags(state, event)
+        if still_open:
+            return _close_again(state, still_open, Stage.CLOSE_BACK)
+        return replace(state, stage=Stage.UNDONE), ()
+    if found is Verdict.TARGET_LEFTOVER:
+        return _leftover(state, found)
+    return (
+        _stuck(state, found) if found in (Verdict.BOTH_RUNNING, Verdict.UNEXPECTED) else _wait(state, found)
+    )
+
+
+def _close_again(state: MigrateState, still_open: tuple[str, ...], stage: Stage) -> Result:
+    """Closed and read back by the driver, yet set again: once more, then an operator has to look (I6)."""
+    failures = state.failures + 1
+    if failures >= MAX_TRIES_BOUND or not state.issued(Stage.OPEN_WINDOW):
+        return park(state, still_open)
+    return enter(replace(state, failures=failures), stage, backoff_s(failures))
+
+
+def _flags(state: MigrateState, event: Looked) -> tuple[str, ...]:
+    found: tuple[str, ...] = ()
+    for side, seen in ((Side.SOURCE, event.source), (Side.TARGET, event.target)):
+        if seen is not None:
+            found += open_windows(side, state.host(side), seen.volumes)
+    return found
+
+
+def _ill(seen: Observation | None, *, drbd_only: bool) -> tuple[str, ...]:
+    """A disk that the source has let go of is not there any more: only replicas count on it."""
+    if seen is None:
+        return ()
+    return tuple(
+        f"{report.volume.name}: {report.health}: {'; '.join(report.problems)}"
+        for report in seen.volumes
+        if report.health is not Health.OK and (isinstance(report.volume, DrbdVolume) or not drbd_only)
+    )
+
+
+def refusal(state: MigrateState, pair: Pair, found: Verdict) -> str:
+    """Why a migration does not begin, in words."""
+    request = state.request
+    if found is Verdict.UNKNOWN:
+        return f"{request.source} or {request.target} did not say what it has of the guest"
+    if pair.target is not SideView.GONE:
+        return f"{request.target} has a domain of this uuid already ({pair.target})"
+    if pair.job:
+        return f"a libvirt job runs on the guest on {request.source}"
+    return f"the guest does not run on {request.source} ({pair.source})"
+
+
+__all__ = ["decide", "refusal", "verify", "verify_back"]

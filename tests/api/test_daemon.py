@@ -1,0 +1,157 @@
+"""The real migrd as a process: ready, watched, stopped, and never two on one journal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from migrd.daemon import _tasks
+
+MIGRD = str(Path(sys.executable).with_name("migrd"))
+MAKE_CERTS = Path(__file__).parents[2] / "deploy" / "pki" / "make-certs"
+DEADLINE_S = 60.0
+
+
+class Daemon:
+    """A configured folder, and what systemd would hear from a daemon that runs on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket = folder / "api.sock"
+        self.heard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.heard.bind(str(folder / "notify"))
+        self.heard.settimeout(DEADLINE_S)
+        self.started: list[subprocess.Popen[str]] = []
+        for words in (("init",), ("daemon",)):
+            subprocess.run(
+                [MAKE_CERTS, words[0], folder / "pki"], check=True, capture_output=True, timeout=60
+            )
+        (folder / "state").mkdir()
+        pki = folder / "pki"
+        (folder / "migrd.toml").write_text(
+            f'[api]\nlisten = "unix:{self.socket}"\nplain = true\ntoken_file = "{pki}/token"\n'
+            f'[agents]\ncert = "{pki}/migrd.pem"\nkey = "{pki}/migrd.key"\nca = "{pki}/ca.pem"\n'
+            f'[state]\ndir = "{folder}/state"\n'
+            '[hosts.h1]\nagent = "https://127.0.0.1:1"\n[hosts.h2]\nagent = "https://127.0.0.1:2"\n'
+        )
+
+    def start(self) -> subprocess.Popen[str]:
+        environment = {
+            "PATH": os.environ["PATH"],
+            "NOTIFY_SOCKET": str(self.folder / "notify"),
+            "WATCHDOG_USEC": "2000000",
+        }
+        argv = [MIGRD, "--config", str(self.folder / "migrd.toml")]
+        process = subprocess.Popen(argv, env=environment, text=True, stderr=subprocess.PIPE)
+        self.started.append(process)
+        return process
+
+    def hear(self, wanted: str) -> None:
+        while self.heard.recv(1000).decode() != wanted:
+            pass
+
+    async def get(self, path: str) -> tuple[int, str]:
+        token = (self.folder / "pki" / "token").read_text().strip()
+        headers = {"Authorization": f"Bearer {token}"}
+        connector = aiohttp.UnixConnector(str(self.socket))
+        async with (
+            aiohttp.ClientSession(connector=connector, headers=headers) as http,
+            http.get("http://migrd" + path) as answer,
+        ):
+            return answer.status, await answer.text()
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    made = Daemon(tmp_path)
+    try:
+        yield made
+    finally:
+        for process in made.started:
+            process.kill()
+            process.wait(DEADLINE_S)
+            if process.stderr is not None:
+                process.stderr.close()
+        made.heard.close()
+
+
+async def test_ready_watched_and_stopped_cleanly(daemon: Daemon) -> None:
+    process = daemon.start()
+    await asyncio.to_thread(daemon.hear, "READY=1")
+    await asyncio.to_thread(daemon.hear, "WATCHDOG=1")
+    status, text = await daemon.get("/v1/hosts")
+    assert status == 200
+    assert [host["state"] for host in json.loads(text)["hosts"]] == ["unknown", "unknown"]  # nobody answers
+    assert (await daemon.get("/readyz"))[0] == 200
+    assert 'migrd_hosts{state="unknown"} 2.0' in (await daemon.get("/metrics"))[1]
+    process.send_signal(signal.SIGTERM)
+    await asyncio.to_thread(daemon.hear, "STOPPING=1")
+    _, log = await asyncio.to_thread(process.communicate, None, DEADLINE_S)
+    assert process.returncode == 0
+    events = [json.loads(line)["event"] for line in log.splitlines()]
+    assert events == ["daemon ready", "daemon stopping", "daemon stopped"]
+    token = (daemon.folder / "pki" / "token").read_text().strip()
+    assert token not in log  # I17
+
+
+async def test_never_two_on_one_journal(daemon: Daemon) -> None:
+    daemon.start()
+    await asyncio.to_thread(daemon.hear, "READY=1")
+    second = daemon.start()
+    _, log = await asyncio.to_thread(second.communicate, None, DEADLINE_S)
+    assert second.returncode == 1
+    assert "in use by another migrd" in log
+    assert (await daemon.get("/healthz"))[0] == 200
+
+
+async def test_killed_and_started_again(daemon: Daemon) -> None:
+    """kill -9 leaves a socket and a lock file behind: neither may stop the next start."""
+    first = daemon.start()
+    await asyncio.to_thread(daemon.hear, "READY=1")
+    first.kill()
+    first.wait(DEADLINE_S)
+    daemon.start()
+    await asyncio.to_thread(daemon.hear, "READY=1")
+    assert (await daemon.get("/readyz"))[0] == 200
+
+
+async def test_a_background_loop_that_dies_ends_everything() -> None:
+    async def breaks() -> None:
+        await asyncio.sleep(0)
+        raise OSError("disk gone")
+
+    async def returns() -> None:
+        await asyncio.sleep(0)
+
+    async def turns() -> None:
+        await asyncio.Event().wait()
+
+    for loop, error in ((breaks(), OSError), (returns(), RuntimeError)):
+        with pytest.raises(ExceptionGroup) as caught:
+            async with _tasks(broken=loop, fine=turns()):
+                await asyncio.Event().wait()
+        assert caught.group_contains(error)
+
+
+async def test_leaving_stops_the_loops() -> None:
+    stopped = asyncio.Event()
+
+    async def turns() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    async with asyncio.timeout(DEADLINE_S), _tasks(fine=turns()):
+        await asyncio.sleep(0)
+    assert stopped.is_set()

@@ -1,0 +1,191 @@
+"""Commands that ask for work: how they wait, how they end, what they say."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from migrd.control import DrainRequest, MigrateRequest, NotFound
+from migrd.operations import Operation, OperationKind, OperationState
+from storage.errors import Refused
+from tests.api.scripted import BLOCKED, DB, REFUSED, TWIN_A, WEB, drain, move, progress
+from tests.cli.conftest import DEADLINE_S, Cli, end
+
+DONE, RUNNING, PARKED = OperationState.DONE, OperationState.RUNNING, OperationState.PARKED
+
+
+def drained(cli: Cli) -> None:
+    """A drain that moves web and db within a few looks."""
+    kids = ("op-2", "op-3")
+    times = {"started_at_s": 10.0, "ended_at_s": 51.0}
+    cli.control.add(drain("op-1", RUNNING), *[drain("op-1", RUNNING, children=kids)] * 3,
+                    drain("op-1", DONE, children=kids, **times))  # fmt: skip
+    copying = move("op-2", "web", RUNNING, parent="op-1", progress=progress(60 << 20))
+    cli.control.add(copying, copying, move("op-2", "web", DONE, parent="op-1", downtime_ms=134, started_at_s=10.0, ended_at_s=16.2))  # fmt: skip # noqa: E501
+    cli.control.add(move("op-3", "db", OperationState.PENDING, parent="op-1"), move("op-3", "db", DONE, parent="op-1", downtime_ms=90))  # fmt: skip # noqa: E501
+
+
+async def test_a_drain_is_followed_in_plain_lines_to_its_end(cli: Cli) -> None:
+    drained(cli)
+    ended = await cli.run("drain", "h1", "--power-off", "--allow-stop", "web", "--allow-stop", DB)
+    assert (ended.code, ended.err) == (0, "")
+    for line in (
+        "op-1 drain h1: running",
+        "op-2 migrate web h1 -> h2: running",
+        "web: h1 -> h2 done in 6.2 s, downtime 134 ms",
+        "op-1 drain h1: done in 41 s, 2 guests moved, longest downtime 134 ms",
+    ):
+        assert line in ended.out, ended.out
+    assert cli.control.asked == [("drain", "h1", DrainRequest(power_off=True, allow_stop=(WEB, DB)))]
+
+
+async def test_with_json_only_the_ended_operation_is_on_stdout(cli: Cli) -> None:
+    drained(cli)
+    ended = await cli.run("-o", "json", "drain", "h1")
+    assert (ended.code, ended.document["state"]) == (0, "done")
+    assert "web: h1 -> h2 done" in ended.err
+
+
+async def test_progress_bars_on_a_terminal(cli: Cli) -> None:
+    drained(cli)
+    ended = await cli.on_terminal("drain", "h1")
+    assert ended.code == 0
+    for words in ("web -> h2", "━", " 40%", "60.0 MiB left, 50.0 MiB/s, dirties 3.0 MiB/s, round 2"):
+        assert words in ended.out, ended.out
+    assert "web: h1 -> h2 done in 6.2 s, downtime 134 ms" in ended.out
+
+
+async def test_ctrl_c_detaches_and_the_operation_goes_on(cli: Cli) -> None:
+    cli.control.add(drain("op-1", RUNNING))
+    ended = await cli.on_terminal("drain", "h1", interrupt_at="op-1 drain h1: running")
+    assert ended.code == 1
+    assert "op-1 (drain h1) goes on" in ended.out
+    assert "migrctl op watch op-1" in ended.out
+    assert "migrctl op cancel op-1" in ended.out
+    assert [call[0] for call in cli.control.asked] == ["drain"]
+
+
+async def test_ctrl_c_with_json_still_prints_one_document(cli: Cli) -> None:
+    cli.control.add(move("op-1", "web", RUNNING))
+    process = await cli.start("-o", "json", "migrate", "web", "--to", "h2")
+    assert process.stderr is not None
+    await asyncio.wait_for(process.stderr.readline(), DEADLINE_S)
+    ended = await end(process, interrupt=True)
+    assert (ended.code, ended.document["state"]) == (1, "running")
+    assert "goes on" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [(DONE, 0), (OperationState.UNDONE, 1), (OperationState.FAILED, 1), (PARKED, 5)],
+)
+async def test_how_it_ended_is_the_exit_code(cli: Cli, state: OperationState, code: int) -> None:
+    last = move("op-1", "web", state, reason="h2 is gone", remedy="migrctl op resume op-1")
+    cli.control.add(move("op-1", "web", RUNNING), last)
+    ended = await cli.run("migrate", "web")
+    assert ended.code == code
+    assert "why:  h2 is gone" in ended.out
+    assert "next: migrctl op resume op-1" in ended.out
+    assert cli.control.asked == [("migrate", WEB, MigrateRequest(to=None))]
+
+
+async def test_no_wait_returns_at_once_and_says_how_to_watch(cli: Cli) -> None:
+    cli.control.add(move("op-1", "web", OperationState.PENDING))
+    text, document = await cli.run_each(["migrate web --no-wait", "migrate web --no-wait -o json"])
+    assert (text.code, document.code) == (0, 0)
+    assert "migrctl op watch op-1" in text.out
+    assert document.document["state"] == "pending"
+
+
+async def test_a_dry_run_shows_every_move_and_every_blocker(cli: Cli) -> None:
+    good = await cli.run("drain", "h1", "--dry-run")
+    assert good.code == 0
+    assert "2 guests to move, about 10 s; nothing was touched" in good.out
+    cli.control.plan = BLOCKED
+    bad, document = await cli.run_each(["drain h1 --dry-run", "migrate web --dry-run -o json"])
+    assert (bad.code, document.code) == (3, 3)
+    for words in (
+        "web",
+        "4.0 s",
+        "6.5 s",
+        "twin: has the USB device 1d6b:0002",
+        "detach it",
+        "web to h3: h3 is",
+    ):
+        assert words in bad.out, bad.out
+    assert len(document.document["blockers"]) == 2
+
+
+async def test_a_refusal_prints_every_reason_and_exits_3(cli: Cli) -> None:
+    cli.control.add(drain("op-1", RUNNING))
+    cli.control.refusal = REFUSED
+    text, document, twin = await cli.run_each(["drain h1", "drain h1 -o json", "migrate twin"])
+    assert (text.code, document.code, twin.code) == (3, 3, 3)
+    for reason in REFUSED.reasons:
+        assert f"  - {reason}" in text.err
+    assert text.out == ""
+    assert document.document["reasons"] == list(REFUSED.reasons)
+    assert f"  - {TWIN_A} on h1" in twin.err
+
+
+async def test_cancelling_is_done_when_it_went_back(cli: Cli) -> None:
+    cli.control.add(
+        move("op-1", "web", OperationState.CANCELLING), move("op-1", "web", OperationState.UNDONE)
+    )
+    cli.control.add(move("op-2", "db", OperationState.CANCELLING), move("op-2", "db", DONE))
+    back, late = await cli.run_each(["op cancel op-1", "op cancel op-2"])
+    assert back.code == 0
+    assert late.code == 1
+    assert "not cancelled" in late.err
+
+
+async def test_resuming_looks_past_the_state_before(cli: Cli) -> None:
+    """The first look after a resume may still find it parked; that is not the end."""
+    parked, running, done = (move("op-1", "web", state) for state in (PARKED, RUNNING, DONE))
+    cli.control.add(parked, parked, running, done)
+    assert (await cli.run("op", "resume", "op-1")).code == 0
+    cli.control.add(move("op-2", "web", PARKED))
+    assert (await cli.run("op", "resume", "op-2")).code == 5
+
+
+async def test_a_restart_of_the_daemon_is_bridged(cli: Cli) -> None:
+    cli.control.add(drain("op-1", RUNNING))
+    process = await cli.start("op", "watch", "op-1")
+    assert process.stdout is not None
+    await asyncio.wait_for(process.stdout.readline(), DEADLINE_S)
+    await cli.down()
+    assert b"goes on" in await asyncio.wait_for(process.stdout.readline(), DEADLINE_S)
+    cli.control.add(drain("op-1", DONE))
+    await cli.up()
+    ended = await end(process)
+    assert ended.code == 0
+    assert "the daemon answers again" in ended.out
+
+
+async def test_a_daemon_that_stays_away_is_given_up(cli: Cli) -> None:
+    cli.control.add(drain("op-1", RUNNING))
+    process = await cli.start("--reconnect-s", "1", "op", "watch", "op-1")
+    assert process.stdout is not None
+    await asyncio.wait_for(process.stdout.readline(), DEADLINE_S)
+    await cli.down()
+    ended = await end(process)
+    assert ended.code == 4
+    assert "migrctl op watch op-1" in ended.err
+
+
+async def test_names_that_do_not_exist(cli: Cli) -> None:
+    cli.control.refusal = NotFound("no host h9")
+    host, operation = await cli.run_each(["drain h9", "op watch op-9"])
+    assert (host.code, operation.code) == (3, 3)
+    assert "near: " in host.err
+    assert "migrctl ops" in operation.err
+
+
+async def test_power(cli: Cli) -> None:
+    pending = OperationState.PENDING
+    cli.control.add(Operation(id="op-1", kind=OperationKind.POWER, state=pending, subject="h1"))
+    cli.control.refusal = Refused("web runs on h1")
+    off, wrong = await cli.run_each(["host power h1 off", "host power h1 cycle"])
+    assert (off.code, wrong.code) == (3, 2)
+    assert "web runs on h1" in off.err

@@ -1,0 +1,303 @@
+"""The tables: what is not in them is illegal and changes nothing, and every walk through them ends."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agents.protocol import DomainState, Observation, Outcome
+from migrd import saga
+from migrd.operations import OperationState
+from migrd.sagas import drain, migrate, power, undrain
+from migrd.sagas.commands import Call, Follow, IllegalEvent, Look, SagaCommand
+from migrd.sagas.events import (
+    EVENT,
+    Admitted,
+    Answered,
+    CancelRequested,
+    ChildEnded,
+    Chosen,
+    Event,
+    HostChecked,
+    Looked,
+    MigrateRequested,
+    MovedGuest,
+    Recovered,
+    Resumed,
+    UndrainRequested,
+)
+from migrd.sagas.migrate_state import COMMIT_POINT, MAX_TRIES, MigrateState, Stage, backoff_s
+from migrd.slots import Caps, Slot, admit
+from storage.words import DrbdVolume, Health, Role, Side, VolumeReport
+
+VOLUME = DrbdVolume(resource="r1", volume_nr=0, minor=1, nodes=("h1", "h2"))
+REQUEST = MigrateRequested(
+    guest="u",
+    name="db",
+    source="h1",
+    source_node="h1",
+    target="h2",
+    target_node="h2",
+    target_uri="qemu+tls://h2/system",
+    target_address="tcp://h2",
+    volumes=(VOLUME,),
+)
+EVENTS: list[Event] = [
+    Admitted(),
+    CancelRequested(),
+    Recovered(epoch=2),
+    Resumed(),
+    Looked(source=None, target=None),
+    Answered(side=Side.SOURCE, step="prepare", attempt=1, outcome=Outcome.DONE),
+]
+
+
+def report(*, flag: bool = False) -> VolumeReport:
+    return VolumeReport(
+        volume=VOLUME,
+        role=Role.SECONDARY,
+        health=Health.OK,
+        identity="gi",
+        size_bytes=1,
+        dual_primary_allowed=flag,
+    )
+
+
+def seen(state: DomainState, *, job: bool = False, flag: bool = False) -> Observation:
+    return Observation(
+        uuid="u",
+        state=state,
+        reason="unknown",
+        persistent=True,
+        qemu_process=state.has_process,
+        job=job,
+        volumes=(report(flag=flag),),
+    )
+
+
+@pytest.mark.parametrize("stage", Stage)
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.kind)
+def test_an_event_without_a_row_raises_and_changes_nothing(stage: Stage, event: Event) -> None:
+    state = replace(migrate.begin("op", REQUEST), stage=stage)
+    if (stage, type(event)) in migrate.TABLE:
+        return
+    before = repr(state)
+    with pytest.raises(IllegalEvent):
+        migrate.step(state, event)
+    assert repr(state) == before
+
+
+@pytest.mark.parametrize("stage", [stage for stage in Stage if not stage.ended])
+def test_every_open_stage_knows_recovery_and_cancel(stage: Stage) -> None:
+    """I15, I16: there is no stage in which a daemon may not restart, and none that cannot be cancelled."""
+    assert (stage, Recovered) in migrate.TABLE
+    assert (stage, CancelRequested) in migrate.TABLE
+
+
+@pytest.mark.parametrize("phases", [drain, undrain, power], ids=["drain", "undrain", "power"])
+def test_every_open_phase_of_the_others_knows_recovery(phases: object) -> None:
+    for phase in phases.Phase:  # type: ignore[attr-defined]
+        assert phase.ended or (phase, Recovered) in phases.TABLE  # type: ignore[attr-defined]
+
+
+def test_an_answer_to_another_question_is_illegal() -> None:
+    state, _ = migrate.step(migrate.begin("op", REQUEST), Admitted())
+    state, _ = migrate.step(state, looked(DomainState.RUNNING, DomainState.ABSENT))
+    assert state.stage is Stage.PREPARE
+    good = Answered(side=Side.SOURCE, step="prepare", attempt=1, outcome=Outcome.DONE, volumes=(report(),))
+    state, _ = migrate.step(state, good)
+    for wrong in (
+        good,  # a second time
+        replace(good, attempt=2, side=Side.TARGET),
+        replace(good, step="acquire", side=Side.TARGET),
+    ):
+        with pytest.raises(IllegalEvent):
+            migrate.step(state, wrong)
+
+
+def looked(source: DomainState, target: DomainState, *, job: bool = False) -> Looked:
+    return Looked(source=seen(source, job=job), target=seen(target))
+
+
+def test_the_commit_point_is_the_only_way_past_and_there_is_no_way_back() -> None:
+    state = replace(migrate.begin("op", REQUEST), stage=Stage.RECONCILE, attempts={Stage.MIGRATE: 1})
+    for source in DomainState:
+        for target in DomainState:
+            after, _ = migrate.step(state, looked(source, target))
+            if after.committed:
+                assert not source.has_process
+                assert COMMIT_POINT == "moved"
+            committed = replace(state, committed=True)
+            after, commands = migrate.step(committed, looked(source, target))
+            assert not after.going_back
+            assert not any(isinstance(c, Call) and c.step in ("sweep", "release-target") for c in commands)
+
+
+def test_two_running_instances_are_an_alarm_only_if_they_stay() -> None:
+    """The hosts are looked at one after the other: a switch-over in between shows the guest on both."""
+    both = looked(DomainState.RUNNING, DomainState.RUNNING, job=True)
+    state = replace(migrate.begin("op", REQUEST), stage=Stage.RECONCILE, attempts={Stage.MIGRATE: 1})
+    waiting, commands = migrate.step(state, replace(both, number=1))
+    assert waiting.stage is Stage.RECONCILE
+    assert [type(command) for command in commands] == [Look]
+    moved, _ = migrate.step(waiting, replace(looked(DomainState.ABSENT, DomainState.RUNNING), number=2))
+    assert moved.committed
+    alarm, nothing = migrate.step(waiting, replace(both, number=3))
+    assert (alarm.stage, nothing) == (Stage.PARKED, ())
+    assert "ALARM" in alarm.reasons[0]
+
+
+def test_a_guest_that_is_paused_after_its_move_is_told() -> None:
+    state = replace(migrate.begin("op", REQUEST), stage=Stage.VERIFY, committed=True)
+    done, _ = migrate.step(state, replace(looked(DomainState.ABSENT, DomainState.PAUSED), number=99))
+    assert done.stage is Stage.DONE
+    assert any("paused on h2" in reason for reason in done.reasons)
+
+
+def test_a_parked_move_back_that_goes_on_by_itself_counts_as_back() -> None:
+    """Its host returned while another guest still moves back."""
+    guests = tuple(MovedGuest(guest=uuid, name=uuid, now_on="h2") for uuid in ("a", "b"))
+    request = UndrainRequested(host="h1", drain="op", power_on=False, restore=guests)
+    state: saga.SagaState = undrain.begin("un", request)[0]
+    events: tuple[Event, ...] = (
+        HostChecked(reasons=(), number=1),
+        Chosen(guest="a", target="h1"),
+        Chosen(guest="b", target="h1"),
+        ChildEnded(child="un.1", state=OperationState.PARKED, target="h1", reason="h2 is silent"),
+        ChildEnded(child="un.1", state=OperationState.DONE, target="h1"),
+        ChildEnded(child="un.2", state=OperationState.DONE, target="h1"),
+    )
+    for event in events:
+        state, _ = saga.step(state, event)
+    assert isinstance(state, undrain.UndrainState)
+    assert (state.phase, state.reasons) == (undrain.Phase.DONE, ())
+
+
+def answer(rng: random.Random, state: MigrateState, command: SagaCommand) -> Event | None:
+    """Anything that the world could say to one command."""
+    match command:
+        case Look(number=number):
+            return Looked(
+                source=rng.choice([None, *(seen(s, job=rng.random() < 0.3) for s in DomainState)]),
+                target=rng.choice([None, *(seen(s, flag=rng.random() < 0.1) for s in DomainState)]),
+                number=number,
+            )
+        case Call(side=side, step=step, attempt=attempt) | Follow(side=side, step=step, attempt=attempt):
+            outcome = rng.choice([*[Outcome.DONE] * 6, Outcome.UNKNOWN, Outcome.RETRYABLE, Outcome.FAILED])
+            ended = outcome is not Outcome.UNKNOWN or rng.random() < 0.5
+            return Answered(
+                side=side,
+                step=step,
+                attempt=attempt,
+                outcome=outcome,
+                ended=ended,
+                volumes=(report(flag=rng.random() < 0.05),) if step == "prepare" else (),
+            )
+        case _:
+            return None
+
+
+@settings(max_examples=400, deadline=None)
+@given(seed=st.integers(min_value=0, max_value=1 << 32))
+def test_whatever_the_world_says_every_walk_ends_and_folds_to_the_same(seed: int) -> None:
+    """I15, I20: a bounded number of steps to done, undone or parked, with reasons; restarts included."""
+    rng = random.Random(seed)
+    state, pending = migrate.step(migrate.begin("op", REQUEST), Admitted())
+    journal: list[Event] = [REQUEST, Admitted()]
+    issued: list[tuple[str, str, int]] = []
+    for _ in range(3000):
+        if state.stage.ended or state.stage is Stage.PARKED:
+            break
+        todo = [command for command in pending if answer(rng, state, command) is not None]
+        assert todo, f"nothing is in flight in {state.stage}: it would hang"
+        event = answer(rng, state, todo[0])
+        assert event is not None
+        if rng.random() < 0.02:
+            event = rng.choice([CancelRequested(), Recovered(epoch=2)])
+        after, commands = migrate.step(state, event)
+        assert not (state.committed and not after.committed), "never back over the commit point"
+        if isinstance(event, Answered) and event.outcome is not Outcome.DONE:
+            assert not any(isinstance(c, Call) for c in commands), "nothing is repeated or undone blind"
+        if after.issued(Stage.MIGRATE):
+            assert state.issued(Stage.ACQUIRE)
+        issued += [(c.host, c.step, c.attempt) for c in commands if isinstance(c, Call)]
+        if not saga.only_waits(state, after):
+            journal.append(EVENT.validate_json(EVENT.dump_json(event)))
+        if isinstance(event, Recovered):
+            pending = commands
+        elif isinstance(event, CancelRequested):
+            pending = (*pending, *commands)
+        else:
+            pending = (*todo[1:], *commands)
+        state = after
+    else:
+        raise AssertionError(f"no end in 3000 steps: {state}")
+    assert len(issued) == len(set(issued)), "an attempt number was used twice"
+    assert state.stage is not Stage.PARKED or (state.reasons and state.remedy)
+    assert saga.only_waits(saga.fold("op", journal), state)
+
+
+def test_events_pass_through_json_unchanged() -> None:
+    for event in [REQUEST, *EVENTS, looked(DomainState.RUNNING, DomainState.PAUSED_INCOMING)]:
+        assert EVENT.validate_json(EVENT.dump_json(event)) == event
+
+
+def test_backoff_grows_and_is_bounded() -> None:
+    waits = [backoff_s(tries) for tries in range(50)]
+    assert waits == sorted(waits)
+    assert waits[-1] == 30.0
+    assert sum(backoff_s(tries) for tries in range(1, MAX_TRIES)) < 10
+
+
+@given(
+    waiting=st.lists(
+        st.tuples(st.sampled_from("abcd"), st.sampled_from("wxyz"), st.sampled_from("12")), max_size=20
+    ),
+    running=st.lists(
+        st.tuples(st.sampled_from("abcd"), st.sampled_from("wxyz"), st.sampled_from("12")), max_size=4
+    ),
+    per_source=st.integers(1, 3),
+    per_target=st.integers(1, 3),
+)
+def test_slots_are_never_exceeded_and_never_left_idle(
+    waiting: list[tuple[str, str, str]], running: list[tuple[str, str, str]], per_source: int, per_target: int
+) -> None:
+    caps = Caps(per_source=per_source, per_target=per_target)
+    queue = [
+        Slot(operation=f"w{n}", group=group, source=source, target=target, order=n)
+        for n, (source, target, group) in enumerate(waiting)
+    ]
+    busy = [
+        Slot(operation=f"r{n}", group=group, source=source, target=target, order=n)
+        for n, (source, target, group) in enumerate(running)
+    ]
+    chosen = [slot for name in admit(queue, busy, caps) for slot in queue if slot.operation == name]
+    rest = [slot for slot in queue if slot not in chosen]
+
+    def load(host: str, side: str) -> int:
+        return sum(getattr(slot, side) == host for slot in (*busy, *chosen))
+
+    for slot in chosen:
+        assert load(slot.source, "source") <= per_source
+        assert load(slot.target, "target") <= per_target
+    for slot in rest:
+        assert load(slot.source, "source") >= per_source or load(slot.target, "target") >= per_target
+
+
+def test_the_drain_with_the_fewest_moves_goes_first() -> None:
+    """KubeVirt #8701: one drain must not take every slot."""
+    waiting = [Slot(operation=f"a{n}", group="a", source=f"s{n}", target="t", order=n) for n in range(5)]
+    waiting.append(Slot(operation="b0", group="b", source="s9", target="t", order=9))
+    assert admit(waiting, [], Caps(per_target=2)) == ["a0", "b0"]
+
+
+def test_states_hold_values_only() -> None:
+    """A state is compared, replaced and folded: no mutable field may hide in it."""
+    for state in (MigrateState, drain.DrainState, undrain.UndrainState, power.PowerState):
+        for each in fields(state):
+            assert "list" not in str(each.type)
+            assert "set[" not in str(each.type)
