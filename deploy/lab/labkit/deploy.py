@@ -1,0 +1,213 @@
+"""Installs migrd in a running lab: certificates, configuration, systemd units where hosts have systemd.
+
+On `uml` hosts the daemon runs on s1 and an agent on every other host, as the units of `systemd/` with one
+drop-in that names this checkout's virtual environment (the hosts see it through their root). On `netns` hosts
+there is no systemd: the same programs run as plain processes, the daemon on this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from labkit import bmc, netns_host, process, state
+from labkit.guest_image import CHECKOUT
+from labkit.hosts import Host
+from labkit.layout import BMC_USER, STORAGE_HOST, Layout
+from labkit.sh import LabError, LabRefusedError, must, run
+from labkit.state import Lab
+from labkit.uml_host import UmlHost
+
+API_PORT = 8443
+AGENT_PORT = 7443
+MIGRCTL_KEY = "migrctl"  # in Lab.extra: the environment that migrctl needs
+_READY_DEADLINE_S = 90.0
+_ETC = "/etc/migrd"
+
+
+def deploy(lab: Lab, moves: int | None = None) -> dict[str, str]:
+    """Install and start everything; returns migrctl's environment. May be repeated: restarts what runs.
+
+    `moves`: the daemon's cap of moves per host; None for what suits the kind of host.
+
+    Raises LabRefusedError without a virtual environment, LabError if a service does not come up.
+    """
+    layout = lab.layout
+    venv = CHECKOUT / ".venv" / "bin"
+    if not (venv / "migrd").exists():
+        raise LabRefusedError(f"{venv}/migrd does not exist: run `make venv` first")
+    pki = _certificates(layout)
+    with ThreadPoolExecutor(2) as pool:
+        for started in [pool.submit(_agent, lab, host, pki, venv) for host in layout.hosts]:
+            started.result()
+    _daemon(lab, pki, venv, moves or default_moves(layout))
+    env = {
+        "MIGRD_URL": f"https://{_api_address(layout)}:{API_PORT}",
+        "MIGRD_CA": str(pki / "ca.pem"),
+        "MIGRD_TOKEN_FILE": str(pki / "token"),
+    }
+    with state.edit(lab.name) as fresh:
+        fresh.extra[MIGRCTL_KEY] = env
+    _wait_ready(venv, env)
+    return env
+
+
+def _api_address(layout: Layout) -> str:
+    if layout.kind == "uml":
+        return layout.host_address(STORAGE_HOST, "management")
+    return layout.gateway("management")
+
+
+def _certificates(layout: Layout) -> Path:
+    """One authority per lab; a certificate per host, one for the daemon, one for its API."""
+    make = str(CHECKOUT / "deploy" / "pki" / "make-certs")
+    pki = layout.dir / "pki"
+    if not (pki / "ca.pem").exists():
+        must([make, "init", str(pki)])
+        must([make, "daemon", str(pki), _api_address(layout), STORAGE_HOST])
+        for host in layout.hosts:
+            must([make, "host", str(pki), host, layout.host_address(host, "management")])
+    return pki
+
+
+def agent_toml(layout: Layout, host: str) -> str:
+    """agent.toml of a host: memory and disks travel over the storage network."""
+    storage = layout.host_address(host, "storage")
+    # A look at DRBD or libvirt costs a UML host many times what it costs a real one.
+    looks = "inventory_s = 4.0\nstorage_s = 10.0\n" if layout.kind == "uml" else ""
+    return f"""host = "{host}"
+migration_uri = "qemu+tcp://{storage}/system"
+migration_address = "tcp://{storage}"
+allowed_clients = ["migrd"]
+{looks}
+[listen]
+address = "{layout.host_address(host, "management")}"
+port = {AGENT_PORT}
+
+[tls]
+cert = "{_ETC}/agent.pem"
+key = "{_ETC}/agent.key"
+ca = "{_ETC}/ca.pem"
+"""
+
+
+def default_moves(layout: Layout) -> int:
+    """A UML host has one slow CPU: two guests that arrive at once keep each other waiting for it."""
+    return 1 if layout.kind == "uml" else 2
+
+
+def daemon_toml(layout: Layout, etc: str, state_dir: str, moves: int) -> str:
+    """migrd.toml; `etc` holds certificates, token and BMC password."""
+    hosts = ""
+    for host in layout.hosts:
+        hosts += (
+            f'\n[hosts.{host}]\nagent = "https://{layout.host_address(host, "management")}:{AGENT_PORT}"\n'
+        )
+        hosts += (
+            f'\n[hosts.{host}.bmc]\naddress = "{layout.bmc_address(host)}"\nuser = "{BMC_USER}"\n'
+            f'password_file = "{etc}/bmc-password"\noptions = {{ cipher = "3" }}\n'
+        )
+    return f"""[api]
+listen = "{_api_address(layout)}:{API_PORT}"
+cert = "{etc}/api.pem"
+key = "{etc}/api.key"
+token_file = "{etc}/token"
+
+[agents]
+cert = "{etc}/migrd.pem"
+key = "{etc}/migrd.key"
+ca = "{etc}/ca.pem"
+
+[state]
+dir = "{state_dir}"
+
+[policy]
+per_host_moves = {moves}
+{hosts}"""
+
+
+def _agent(lab: Lab, name: str, pki: Path, venv: Path) -> None:
+    layout = lab.layout
+    host: Host = UmlHost(layout, name) if layout.kind == "uml" else netns_host.host(lab, name)
+    put(host, f"{_ETC}/agent.toml", agent_toml(layout, name).encode(), 0o644)
+    for file, source in (("ca.pem", "ca.pem"), ("agent.pem", f"{name}.pem"), ("agent.key", f"{name}.key")):
+        put(host, f"{_ETC}/{file}", (pki / source).read_bytes(), 0o600)
+    if layout.kind == "uml":
+        _unit(host, "migrd-agent", venv)
+    else:
+        start_netns_agent(lab, name)
+
+
+def start_netns_agent(lab: Lab, name: str) -> None:
+    """Start (again) the agent of a netns host: inside its PID namespace, so that a power cut takes it too."""
+    layout = lab.layout
+    _end(layout.name, f"agent-{name}")
+    inside = netns_host.host(lab, name).enter()
+    if inside is None:
+        raise LabError(f"{name} is off")
+    agent = [str(CHECKOUT / ".venv" / "bin" / "migrd-agent"), "--config", f"{_ETC}/agent.toml"]
+    process.spawn(
+        [*inside, *agent], lab=layout.name, role=f"agent-{name}", log=layout.dir / f"agent-{name}.log"
+    )
+
+
+def _daemon(lab: Lab, pki: Path, venv: Path, moves: int) -> None:
+    layout = lab.layout
+    if layout.kind == "netns":
+        toml = layout.dir / "migrd.toml"
+        toml.write_text(daemon_toml(layout, str(pki), str(layout.dir / "migrd-state"), moves))
+        shutil.copy(bmc.password_file(layout), pki / "bmc-password")
+        (layout.dir / "migrd-state").mkdir(mode=0o700, exist_ok=True)
+        _end(layout.name, "migrd")
+        argv = [str(venv / "migrd"), "--config", str(toml)]
+        process.spawn(argv, lab=layout.name, role="migrd", log=layout.dir / "migrd.log")
+        return
+    host = UmlHost(layout, STORAGE_HOST)
+    for name in ("ca.pem", "api.pem", "api.key", "migrd.pem", "migrd.key", "token"):
+        put(host, f"{_ETC}/{name}", (pki / name).read_bytes(), 0o600)
+    put(host, f"{_ETC}/bmc-password", bmc.password_file(layout).read_bytes(), 0o600)
+    put(host, f"{_ETC}/migrd.toml", daemon_toml(layout, _ETC, "/var/lib/migrd", moves).encode(), 0o600)
+    _unit(host, "migrd", venv)
+
+
+def _unit(host: Host, unit: str, venv: Path) -> None:
+    """Install the project's own unit, with the program's path of this checkout, and (re)start it."""
+    text = (CHECKOUT / "systemd" / f"{unit}.service").read_bytes()
+    put(host, f"/etc/systemd/system/{unit}.service", text, 0o644)
+    # The unit has a /tmp of its own; a checkout in /tmp is to be seen all the same.
+    dropin = f"[Service]\nExecStart=\nExecStart={venv / unit}\nBindReadOnlyPaths={CHECKOUT}\n"
+    put(host, f"/etc/systemd/system/{unit}.service.d/checkout.conf", dropin.encode(), 0o644)
+    for argv in (["daemon-reload"], ["enable", "-q", unit], ["restart", "--no-block", unit]):
+        done = host.run(["systemctl", *argv])
+        if not done.ok:
+            raise LabError(f"{host.name}: systemctl {' '.join(argv)}: {done.stderr.strip()}")
+
+
+def put(host: Host, path: str, data: bytes, mode: int) -> None:
+    """Write a file on a host."""
+    argv = ["install", "-D", "-m", f"{mode:o}", "/dev/stdin", path]
+    done = host.run(argv, input=data)
+    if not done.ok:
+        raise LabError(f"{host.name}: cannot write {path}: {done.stderr.strip()}")
+
+
+def _end(lab: str, role: str) -> None:
+    for leader in process.with_role(lab, role):
+        process.kill_session(leader)
+
+
+def _wait_ready(venv: Path, env: dict[str, str]) -> None:
+    """Until migrctl says that every host is online; raises LabError with its last words."""
+    end = time.monotonic() + _READY_DEADLINE_S
+    said = ""
+    while time.monotonic() < end:
+        done = run([str(venv / "migrctl"), "-o", "json", "hosts"], env={**os.environ, **env})
+        said = done.stdout + done.stderr
+        if done.ok and all(host["state"] == "online" for host in json.loads(done.stdout)["hosts"]):
+            return
+        time.sleep(0.5)
+    raise LabError(f"not every host is online after {_READY_DEADLINE_S:.0f} s: {said}")

@@ -1,0 +1,36 @@
+"""One UML lab for the whole session: booting it costs more than most stories.
+
+Every story makes its own guests, leaves the hosts up and the cluster healthy, and removes its guests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.cluster import Cluster
+from tests.lab.labctl import LabCtl
+
+
+@pytest.fixture(scope="session")
+def lab_session() -> Iterator[LabCtl]:
+    ctl = LabCtl("test")
+    ctl.lab("down")  # what an interrupted run may have left
+    try:
+        ctl.lab("up", "--hosts", "3", deadline_s=300)
+        ctl.lab("deploy", deadline_s=180)
+        ctl.env = ctl.lab("env")["migrctl"]
+        yield ctl
+    finally:
+        ctl.lab("down")
+
+
+@pytest.fixture
+def cluster(lab_session: LabCtl) -> Iterator[Cluster]:
+    """The session's lab ; afterwards no guest and no drained host."""
+    world = Cluster(lab_session)
+    try:
+        yield world
+    finally:
+        world.tidy()

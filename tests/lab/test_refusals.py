@@ -1,0 +1,64 @@
+"""What a drain cannot do is said before anything is touched, all of it at once (I5)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab.cluster import HOSTS, Cluster
+from tests.lab.labctl import until
+
+pytestmark = pytest.mark.lab
+
+
+def test_unknown_host_is_named_with_what_exists(cluster: Cluster) -> None:
+    done = cluster.migrctl("drain", "h9")
+    assert done.rc in (1, 3)
+    assert "h9" in done.err + done.out
+
+
+STUCK = """<domain type='qemu'>
+  <name>stuck</name>
+  <memory unit='MiB'>32</memory>
+  <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw'/><source file='/var/tmp/local.img'/><target dev='vda' bus='virtio'/>
+    </disk>
+    <interface type='bridge'><source bridge='br-odd'/><model type='virtio'/></interface>
+    <controller type='usb' model='none'/>
+    <memballoon model='none'/>
+  </devices>
+</domain>
+"""
+
+
+def test_local_disk_and_missing_bridge_are_both_reasons(cluster: Cluster) -> None:
+    guest = cluster.guest("fine", "h1", "iscsi")
+    for text, command in (
+        ("", ["truncate", "-s", "1M", "/var/tmp/local.img"]),
+        ("", ["ip", "link", "add", "br-odd", "type", "bridge"]),
+        ("", ["ip", "link", "set", "br-odd", "up"]),
+        (STUCK, ["virsh", "-c", "qemu:///system", "create", "/dev/stdin"]),
+    ):
+        done = cluster.ctl.feed("h1", text, *command)
+        assert done.rc == 0, f"{command}: {done.err}"
+    try:
+        until("migrd sees it", lambda: cluster.migrctl("vm", "show", "stuck").rc == 0, deadline_s=60)
+        refused = cluster.migrctl("drain", "h1")
+        assert refused.rc == 3
+        assert "local.img" in refused.out + refused.err
+        assert "br-odd" in refused.out + refused.err
+        assert cluster.host("h1")["state"] == "online"
+        assert not cluster.operations(kind="drain", subject="h1", state="running")
+        cluster.assert_runs_only_on(guest, "h1")
+        cluster.assert_nobody_noticed()
+    finally:
+        cluster.ctl.sh("h1", "virsh", "-c", "qemu:///system", "destroy", "stuck")
+
+
+def test_drain_of_the_last_host_is_refused(cluster: Cluster) -> None:
+    for host in HOSTS[1:]:
+        assert cluster.migrctl("drain", host).rc == 0
+    refused = cluster.migrctl("drain", "h1")
+    assert refused.rc == 3
+    assert "last" in (refused.out + refused.err).lower() or "no other" in (refused.out + refused.err).lower()

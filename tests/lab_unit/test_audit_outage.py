@@ -1,0 +1,76 @@
+"""Silences of a guest: what counts as an outage, and how long it was."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from labkit.audit_outage import INTERVAL_NS, THRESHOLD_NS, OutageMeter
+
+MS = 1_000_000
+
+
+def answered(*times_ms: float) -> OutageMeter:
+    meter = OutageMeter()
+    for time_ms in times_ms:
+        meter.answer(int(time_ms * MS))
+    return meter
+
+
+def test_steady_answers_are_no_outage() -> None:
+    report = answered(*range(0, 1000, 10)).report(995 * MS)
+    assert (report["outage_max_ms"], report["outage_total_ms"], report["outages"]) == (0.0, 0.0, 0)
+
+
+def test_a_second_of_silence() -> None:
+    report = answered(0, 10, 20, 1030, 1040).report(1045 * MS)
+    assert report["outage_max_ms"] == 1000.0
+    assert report["outages"] == 1
+
+
+def test_silences_up_to_the_threshold_do_not_count() -> None:
+    assert answered(0, 60).report(60 * MS)["outages"] == 0
+    assert answered(0, 60.1).report(61 * MS)["outages"] == 1
+
+
+def test_nothing_counts_before_the_first_answer() -> None:
+    assert OutageMeter().report(10**12)["outage_total_ms"] == 0.0
+    assert answered(5000).report(5001 * MS)["outage_total_ms"] == 0.0
+
+
+def test_probes_answered_late_in_one_burst_do_not_hide_the_outage() -> None:
+    report = answered(0, 10, *([510] * 50), 520).report(525 * MS)
+    assert report["outage_max_ms"] == 490.0
+
+
+def test_a_silence_that_goes_on_is_in_the_figures() -> None:
+    report = answered(0, 10).report(2010 * MS)
+    assert (report["outage_now"], report["outage_max_ms"], report["outages"]) == (True, 1990.0, 1)
+
+
+def test_total_is_the_sum_and_the_longest_are_kept_in_order() -> None:
+    report = answered(0, 110, 120, 330, 340).report(341 * MS)
+    assert report["outage_total_ms"] == 300.0
+    assert [one["ms"] for one in report["outages_longest"]] == [200.0, 100.0]
+
+
+def test_the_observers_own_delay_is_named_with_the_outage_it_falls_into() -> None:
+    meter = answered(0, 10)
+    meter.late(180 * MS)
+    meter.answer(220 * MS)
+    meter.late(1 * MS)
+    meter.answer(500 * MS)
+    longest = meter.report(500 * MS)["outages_longest"]
+    assert [(one["ms"], one["probe_late_ms"]) for one in longest] == [(270.0, 1.0), (200.0, 180.0)]
+
+
+@given(st.lists(st.integers(0, 500), min_size=1, max_size=200))
+def test_total_equals_what_is_left_of_every_long_gap(gaps_ms: list[int]) -> None:
+    meter, now, expected = OutageMeter(), 0, 0
+    meter.answer(0)
+    for gap in gaps_ms:
+        now += gap * MS
+        meter.answer(now)
+        length = gap * MS - INTERVAL_NS
+        expected += length if length > THRESHOLD_NS else 0
+    assert meter.total_ns == expected
+    assert len(meter.longest) <= 20
