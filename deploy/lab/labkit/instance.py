@@ -163,6 +163,7 @@ def _keys(lab: Lab) -> None:
 
 
 def _build_images(lab: Lab) -> None:
+    uml_image.build_xstate(lab.layout.dir)
     public_key = (ssh_dir(lab.layout) / "id_ed25519.pub").read_text()
 
     def build(host: str) -> None:

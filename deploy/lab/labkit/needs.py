@@ -27,6 +27,7 @@ PROGRAMS = {
     "targetctl": "python3-rtslib-fb",
     "ipmi_sim": "openipmi",
     "ipmitool": "ipmitool",
+    "gcc": "gcc",
 }
 FILES = {
     "/lib/systemd/systemd": "systemd",

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 KERNEL = "linux.uml"
+XSTATE = "xstate.so"  # `uml/xstate.c`, built into the instance's directory by `lab up`
 
 
 def script(machine: Path) -> str:
@@ -37,7 +38,8 @@ def main(machine: str, arguments: list[str]) -> None:
     # The kernel holds one descriptor for every file of this machine that a program in it has open.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    os.execvp(KERNEL, [machine, *arguments])
+    preload = {"LD_PRELOAD": str(Path(machine).parents[1] / XSTATE)}
+    os.execvpe(KERNEL, [machine, *arguments], {**os.environ, **preload})
 
 
 def _session_members(session: int) -> list[int]:

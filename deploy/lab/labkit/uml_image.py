@@ -8,7 +8,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from labkit import guest_image
+from labkit import guest_image, uml_boot
 from labkit.layout import Layout
 from labkit.sh import LabError, must
 from labkit.uml_seed import HIDDEN_DIRS, KERNEL_MODULES_DIR, Facts, Seed, seed
@@ -17,6 +17,7 @@ ROOT_DISK_MIB = 8192  # sparse: only what a host writes takes room on this machi
 _BOOT_MODULES = ("ext4", "overlay")
 _STICKY = ("tmp", "var/tmp")
 _PRIVATE = ("root",)
+_XSTATE_SOURCE = Path(__file__).resolve().parents[1] / "uml" / "xstate.c"
 
 
 def kernel_version() -> str:
@@ -25,6 +26,14 @@ def kernel_version() -> str:
     if not found:
         raise LabError(f"no UML modules under {KERNEL_MODULES_DIR}: apt-get install user-mode-linux")
     return found[-1]
+
+
+def build_xstate(directory: Path) -> Path:
+    """Build what lets the kernel run on a processor with AMX (`uml/xstate.c` says why)."""
+    library = directory / uml_boot.XSTATE
+    flags = ("-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror")
+    must(["gcc", *flags, "-o", str(library), str(_XSTATE_SOURCE)])
+    return library
 
 
 def gather(directory: Path, chap_secret: str, public_key: str) -> Facts:
