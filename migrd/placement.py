@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from agents.protocol import HostReport
-from migrd.model import Cluster, Guest, HostState, Plan
+from migrd.model import Cluster, Facts, Guest, HostState, Plan
 from migrd.ports import Clock, InterviewerPort, PlannerPort, ViewPort
 from migrd.sagas.commands import Choose
 from migrd.sagas.events import Chosen, HostChecked, LeftGuest, MigrateRequested, PowerChecked, Surveyed
@@ -47,43 +47,71 @@ class Placement:
     async def plan_drain(self, host: str, allow_stop: Collection[str]) -> Plan:
         """The plan for a drain that would begin now."""
         async with self._lock:
-            cluster = self._view.cluster()
-            facts = await self._interviewer.ask(cluster, self._planner.questions(cluster, host))
-            cluster = self._view.cluster()
-            return self._planner.plan_drain(
-                cluster, host, facts, allow_stop=allow_stop, promised=self._promised()
-            )
+            plan = await self._plan_drain(host, allow_stop)
+            if plan.refusals or plan.blockers:
+                await self._look_again(host)
+                plan = await self._plan_drain(host, allow_stop)
+            return plan
+
+    async def _plan_drain(self, host: str, allow_stop: Collection[str]) -> Plan:
+        facts = await self._ask(host)
+        return self._planner.plan_drain(
+            self._view.cluster(), host, facts, allow_stop=allow_stop, promised=self._promised()
+        )
 
     async def plan_migrate(self, guest: Guest, to: str | None) -> Plan:
+        """The plan for one move that would begin now; `to`: the only target that is wanted."""
         async with self._lock:
-            cluster = self._view.cluster()
-            facts = await self._interviewer.ask(
-                cluster, self._planner.questions(cluster, guest.host, guest.uuid)
-            )
-            cluster = self._view.cluster()
-            return self._planner.plan_migrate(cluster, guest.uuid, to, facts, promised=self._promised())
+            plan = await self._plan_migrate(guest, to)
+            if plan.refusals or plan.blockers:
+                await self._look_again(guest.host, to or "")
+                plan = await self._plan_migrate(guest, to)
+            return plan
+
+    async def _plan_migrate(self, guest: Guest, to: str | None) -> Plan:
+        facts = await self._ask(guest.host, guest.uuid)
+        return self._planner.plan_migrate(
+            self._view.cluster(), guest.uuid, to, facts, promised=self._promised()
+        )
 
     async def choose(self, command: Choose) -> Chosen:
         """A target for one guest, held for it until its move is journalled."""
         async with self._lock:
-            cluster = self._view.cluster()
-            if not any(g.host == command.source and g.uuid == command.guest for g in cluster.guests):
-                reason = f"the guest is no longer on {command.source}"
-                return Chosen(guest=command.guest, target="", reasons=(reason,), gone=True)
-            facts = await self._interviewer.ask(
-                cluster, self._planner.questions(cluster, command.source, command.guest)
-            )
-            target = self._planner.choose(
-                self._view.cluster(),
-                command.guest,
-                facts,
-                promised=self._promised(),
-                exclude=command.exclude,
-                to=command.to,
-            )
-            if target.host:
-                self._held[command.guest] = (target.host, self._clock.monotonic())
-            return Chosen(guest=command.guest, target=target.host, reasons=target.reasons)
+            chosen = await self._choose(command)
+            if not chosen.target and not chosen.gone:
+                await self._look_again(command.source, command.to)
+                chosen = await self._choose(command)
+            if chosen.target:
+                self._held[command.guest] = (chosen.target, self._clock.monotonic())
+            return chosen
+
+    async def _choose(self, command: Choose) -> Chosen:
+        cluster = self._view.cluster()
+        if not any(g.host == command.source and g.uuid == command.guest for g in cluster.guests):
+            reason = f"the guest is no longer on {command.source}"
+            return Chosen(guest=command.guest, target="", reasons=(reason,), gone=True)
+        facts = await self._ask(command.source, command.guest)
+        target = self._planner.choose(
+            self._view.cluster(),
+            command.guest,
+            facts,
+            promised=self._promised(),
+            exclude=command.exclude,
+            to=command.to,
+        )
+        return Chosen(guest=command.guest, target=target.host, reasons=target.reasons)
+
+    async def _ask(self, host: str, guest: str = "") -> Facts:
+        cluster = self._view.cluster()
+        return await self._interviewer.ask(cluster, self._planner.questions(cluster, host, guest))
+
+    async def _look_again(self, *hosts: str) -> None:
+        """Nobody is refused on old news: a report is up to seconds old, and a job that it shows may be over.
+
+        A host that does not answer stays as it was seen; the refusal then stands.
+        """
+        known = self._view.cluster().hosts
+        await asyncio.gather(*(self._reread(host) for host in dict.fromkeys(hosts) if host in known))
 
     def hold(self, moves: Iterable[tuple[str, str]]) -> None:
         """Promise memory to moves (uuid, target) that are about to be journalled."""

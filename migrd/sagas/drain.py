@@ -234,8 +234,8 @@ def _chosen(state: DrainState, event: Chosen) -> Result:
     if event.guest in state.request.allow_stop and task.tries < MAX_TRIES:
         state, stop = _stop(state, event.guest, task.name)
         return state, (stop,)
-    if task.failed_on and task.tries < MAX_TRIES:
-        # Every other host refuses: the ones that failed before may work by now.
+    if task.tries < MAX_TRIES:
+        # Most of what refuses a guest passes by itself, and hosts that failed before may work by now.
         again = replace(task, failed_on=(), tries=task.tries + 1)
         state, choose = _choose(
             _set(state, event.guest, again), event.guest, task.name, RETRY_AFTER_S * 2**task.tries

@@ -40,6 +40,7 @@ MAX_READS = 30  # one minute for the power to come on
 CHECK_EVERY_S = 1.0
 MAX_CHECKS = 1800  # half an hour for boot, agent, and DRBD's resync
 MAX_TRIES = 3
+MAX_WAITS = 3  # askings for a place, with back-off, before only a move that ends brings another one
 RETRY_AFTER_S = 2.0
 
 
@@ -63,6 +64,7 @@ class BackTask:
     task: Back = Back.CHOOSING
     child: str = ""
     tries: int = 0
+    waits: int = 0
     reason: str = ""
     parked: bool = False
 
@@ -164,7 +166,7 @@ def _restore(state: UndrainState) -> Result:
             state = _set(state, uuid, replace(task, task=Back.MOVING))
             commands.append(ResumeChild(child=task.child))
         elif task.task not in (Back.BACK, Back.SKIPPED):
-            state = _set(state, uuid, replace(task, task=Back.CHOOSING, tries=0))
+            state = _set(state, uuid, replace(task, task=Back.CHOOSING, tries=0, waits=0))
             commands.append(_choose(state, uuid, 0.0))
     return _settle(state, commands)
 
@@ -202,6 +204,10 @@ def _chosen(state: UndrainState, event: Chosen) -> Result:
         return _settle(_set(state, event.guest, replace(task, task=Back.SKIPPED)), [])
     if state.cancelled or not event.target:
         reason = "; ".join(event.reasons)
+        if not state.cancelled and task.waits < MAX_WAITS:  # most of what refuses a guest passes by itself
+            again = replace(task, waits=task.waits + 1, reason=reason)
+            after_s = RETRY_AFTER_S * 2**task.waits
+            return _set(state, event.guest, again), (_choose(state, event.guest, after_s),)
         return _settle(_set(state, event.guest, replace(task, task=Back.WAITING, reason=reason)), [])
     number = state.children + 1
     moving = replace(
