@@ -20,7 +20,7 @@ from agents.protocol import (
     Outcome,
     ShutdownDomain,
 )
-from migrd.ports import AgentPort, Clock
+from migrd.ports import AgentPort, Clock, PowerPort
 from migrd.sagas.commands import Abort, Call, Follow, Look, StopGuest
 from migrd.sagas.events import Answered, Looked, StopAnswered
 from storage.errors import Failed, OutcomeError, Refused, Retryable, Unknown
@@ -50,9 +50,16 @@ class Acts:
     """The agents, spoken to under one epoch."""
 
     def __init__(
-        self, agents: Mapping[str, AgentPort], *, epoch: int, clock: Clock, patience: Patience
+        self,
+        agents: Mapping[str, AgentPort],
+        *,
+        power: PowerPort,
+        epoch: int,
+        clock: Clock,
+        patience: Patience,
     ) -> None:
         self._agents = agents
+        self._power = power
         self._epoch = epoch
         self._clock = clock
         self._patience = patience
@@ -95,13 +102,34 @@ class Acts:
                 return
 
     async def look(self, command: Look) -> Looked:
-        """Both hosts at the same time; a host that does not answer is None, with the reason."""
+        """Both hosts at the same time; a host that does not answer is None, with the reason.
+
+        Of such a host its BMC is asked: one that has no power keeps nobody waiting.
+        """
         question = Observe(uuid=command.guest, volumes=command.volumes)
         (source, no_source), (target, no_target) = await asyncio.gather(
             self._observe(command.source, question), self._observe(command.target, question)
         )
-        reasons = (*no_source, *no_target)
-        return Looked(source=source, target=target, reasons=reasons, number=command.number)
+        silent = [
+            (side, host)
+            for side, host, seen in (
+                (Side.SOURCE, command.source, source),
+                (Side.TARGET, command.target, target),
+            )
+            if seen is None
+        ]
+        off = await asyncio.gather(*(self._is_off(host) for _, host in silent))
+        return Looked(
+            source=source,
+            target=target,
+            reasons=(*no_source, *no_target),
+            off=tuple(side for (side, _), is_off in zip(silent, off, strict=True) if is_off),
+            number=command.number,
+        )
+
+    async def _is_off(self, host: str) -> bool:
+        """Only a clean "off" is off; a BMC that lost its power with its host says nothing (I3)."""
+        return self._power.has(host) and await self._power.status(host) == "off"
 
     async def stop(self, operation: str, command: StopGuest) -> StopAnswered:
         """Ask a guest to shut down, with the operator's consent journalled before (I5)."""

@@ -104,6 +104,7 @@ class Controller:
                 powered_off=lambda: [
                     name for name, state in engine.administrative().items() if state is HostState.OFF
                 ],
+                power=power,
             )
 
         self._engine = Engine(
@@ -320,13 +321,12 @@ class Controller:
                 f"{host} is off and has no BMC: switch it on by hand, then migrctl host power {host} on"
             )
         drain = self._last_drain(host)
-        here = {(g.uuid, g.host) for g in self._view.cluster().guests if g.state.has_process}
         restore = () if drain is None or not request.restore else _moved(drain)
         row = UndrainRequested(
             host=host,
             drain=drain.operation if drain is not None else "",
             power_on=decided is HostState.OFF,
-            restore=tuple(g for g in restore if (g.guest, g.now_on) in here),
+            restore=restore,
         )
         return await self._begin(row, host)
 
@@ -364,7 +364,10 @@ class Controller:
 
     async def _begin(self, row: Request, host: str) -> Operation:
         def conflict() -> list[str]:
-            return self._engine.busy(row.guest) if isinstance(row, MigrateRow) else self._host_busy(host)
+            if isinstance(row, MigrateRow):
+                return self._engine.busy(row.guest)
+            alone = self._last_in_use(host) if isinstance(row, DrainRequested) else []
+            return [*self._host_busy(host), *alone]
 
         try:
             return operation(await self._engine.begin("", row, conflict))
@@ -380,6 +383,15 @@ class Controller:
             for record in self._engine.open()
             if isinstance(record.state, DrainState | UndrainState | PowerState)
             and record.state.request.host == host
+        ]
+
+    def _last_in_use(self, host: str) -> list[str]:
+        """Another drain may have begun since this one was planned."""
+        decided = self._engine.administrative()
+        if any(name != host and name not in decided for name in self._view.cluster().hosts):
+            return []
+        return [
+            f"{host} is the last host in use: every other one is {' or '.join(sorted(set(decided.values())))}"
         ]
 
     def _last_drain(self, host: str) -> DrainState | None:

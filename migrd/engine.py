@@ -91,7 +91,7 @@ class Engine:
         self._clock = clock
         self._told = changed
         self._alarm = alarm
-        self._acts = Acts(agents, epoch=journal.epoch, clock=clock, patience=settings.patience)
+        self._acts = Acts(agents, power=power, epoch=journal.epoch, clock=clock, patience=settings.patience)
         self.placement = placement(self)
         self._open: dict[str, Record] = {}
         self._runners: dict[str, Runner] = {}
@@ -245,6 +245,7 @@ class Engine:
             state=projection.operation_state(state),
             target=target,
             reason="; ".join(state.reasons),
+            cancelled=isinstance(state, MigrateState) and state.cancelled,
         )
 
     def moves(self) -> list[tuple[Record, MigrateState]]:

@@ -7,12 +7,13 @@ combination is covered, and what is not known is never safe (I1, I19).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import assert_never
 
 from agents.protocol import DomainState, Observation
+from storage.words import Side
 
 
 class SideView(StrEnum):
@@ -25,6 +26,7 @@ class SideView(StrEnum):
     INCOMING = "incoming"  # a QEMU that never ran here: the target of a migration
     POSTCOPY = "postcopy"  # split between two hosts
     ENDING = "ending"  # no longer runs, but its QEMU still exists
+    OFF = "off"  # the host does not answer, and its BMC says that it has no power (I3)
     UNKNOWN = "unknown"  # not answered, not understood, or contradicting itself
 
 
@@ -89,14 +91,21 @@ class Pair:
     job: bool  # a libvirt job runs on the source's domain
 
     @staticmethod
-    def of(source: Observation | None, target: Observation | None) -> Pair:
-        return Pair(source=side_view(source), target=side_view(target), job=source is not None and source.job)
+    def of(source: Observation | None, target: Observation | None, off: Collection[Side] = ()) -> Pair:
+        """`off`: sides whose host has no power; what they said before, if anything, no longer counts."""
+        return Pair(
+            source=SideView.OFF if Side.SOURCE in off else side_view(source),
+            target=SideView.OFF if Side.TARGET in off else side_view(target),
+            job=source is not None and source.job,
+        )
 
 
 def verdict(pair: Pair) -> Verdict:  # noqa: PLR0911 - a table
     """The table: every pair of views, with and without a job on the source."""
     if SideView.UNKNOWN in (pair.source, pair.target):
         return Verdict.UNKNOWN
+    if SideView.OFF in (pair.source, pair.target):
+        return _one_off(pair)
     match pair.source:
         case SideView.RUNNING:
             return _source_running(pair.target, job=pair.job)
@@ -110,10 +119,24 @@ def verdict(pair: Pair) -> Verdict:  # noqa: PLR0911 - a table
             return Verdict.POSTCOPY
         case SideView.INCOMING:
             return Verdict.UNEXPECTED  # the source of this migration is the target of another one
-        case SideView.UNKNOWN:
+        case SideView.UNKNOWN | SideView.OFF:
             return Verdict.UNKNOWN
         case _:
             assert_never(pair.source)
+
+
+def _one_off(pair: Pair) -> Verdict:
+    """One host has no power: nothing runs there. The other decides, if it has a QEMU of the guest that ran.
+
+    Otherwise the guest went down with the host, and its definition is out of sight: UNKNOWN until it returns.
+    """
+    if pair.source is SideView.OFF and pair.target in (SideView.RUNNING, SideView.PAUSED):
+        return _source_without_process(SideView.GONE, pair.target)
+    if pair.target is SideView.OFF and pair.source is SideView.RUNNING:
+        return _source_running(SideView.GONE, job=pair.job)
+    if pair.target is SideView.OFF and pair.source is SideView.PAUSED:
+        return _source_paused(SideView.GONE, job=pair.job)
+    return Verdict.UNKNOWN
 
 
 def _source_running(target: SideView, *, job: bool) -> Verdict:
@@ -128,7 +151,7 @@ def _source_running(target: SideView, *, job: bool) -> Verdict:
             return Verdict.POSTCOPY
         case SideView.ENDING:
             return Verdict.TRANSIENT
-        case SideView.UNKNOWN:
+        case SideView.UNKNOWN | SideView.OFF:
             return Verdict.UNKNOWN
         case _:
             assert_never(target)
@@ -148,7 +171,7 @@ def _source_paused(target: SideView, *, job: bool) -> Verdict:  # noqa: PLR0911 
             return Verdict.POSTCOPY
         case SideView.ENDING:
             return Verdict.TRANSIENT
-        case SideView.UNKNOWN:
+        case SideView.UNKNOWN | SideView.OFF:
             return Verdict.UNKNOWN
         case _:
             assert_never(target)
@@ -170,7 +193,7 @@ def _source_without_process(source: SideView, target: SideView) -> Verdict:  # n
             if source is SideView.STOPPED:
                 return Verdict.STOPPED_ON_SOURCE
             return Verdict.LOST if target is SideView.GONE else Verdict.STOPPED_ON_TARGET
-        case SideView.UNKNOWN:
+        case SideView.UNKNOWN | SideView.OFF:
             return Verdict.UNKNOWN
         case _:
             assert_never(target)
@@ -184,7 +207,7 @@ def _source_ending(target: SideView) -> Verdict:
             return Verdict.POSTCOPY
         case SideView.GONE | SideView.STOPPED | SideView.INCOMING | SideView.PAUSED | SideView.ENDING:
             return Verdict.TRANSIENT
-        case SideView.UNKNOWN:
+        case SideView.UNKNOWN | SideView.OFF:
             return Verdict.UNKNOWN
         case _:
             assert_never(target)

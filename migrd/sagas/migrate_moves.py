@@ -15,7 +15,6 @@ from migrd.sagas.migrate_state import (
     MAX_FAILURES,
     MAX_TRIES,
     MAX_TRIES_BOUND,
-    SIDES,
     STEP_DEADLINE_S,
     MigrateState,
     Stage,
@@ -52,7 +51,7 @@ def enter(state: MigrateState, stage: Stage, after_s: float = 0.0) -> Result:
             deadline_s=deadline_s,
             after_s=after_s,
         )
-        for side in SIDES[stage]
+        for side in state.sides(stage)
     )
     return entered, calls
 
@@ -106,7 +105,11 @@ def advance(state: MigrateState, stage: Stage) -> Result:
 
 
 def needed(state: MigrateState, stage: Stage) -> bool:
-    """Undo only what may have been done; call no driver for a guest without disks."""
+    """Undo only what may have been done; call no driver for a guest without disks, no host without power."""
+    return bool(state.sides(stage)) and _has_work(state, stage)
+
+
+def _has_work(state: MigrateState, stage: Stage) -> bool:
     match stage:
         case Stage.PREPARE | Stage.ACQUIRE | Stage.RELEASE:
             return bool(state.request.volumes)

@@ -67,7 +67,7 @@ STUCK: Mapping[Verdict, tuple[str, str]] = {
 
 def decide(state: MigrateState, event: Looked) -> Result:
     """The reconcile and settle stages: one handler per verdict, another set after the commit point."""
-    pair = Pair.of(event.source, event.target)
+    pair = Pair.of(event.source, event.target, event.off)
     found = verdict(pair)
     if found is Verdict.UNKNOWN:
         return _unknown(state, event, pair)
@@ -82,8 +82,9 @@ def _still_on_source(state: MigrateState, _found: Verdict) -> Result:
     if state.migrate_open:
         return follow(state, backoff_s(state.tries))
     if state.going_back:
-        back_to = state.back_to
-        return enter(state, back_to) if back_to in BACK else start_back(state)
+        if state.back_to in BACK:
+            return next_needed(state, BACK[BACK.index(state.back_to) :])
+        return start_back(state)
     again = state.back_to
     if again in FORWARD and not state.cancelled and state.tries < MAX_TRIES:
         return enter(replace(state, back_to=None), again)
@@ -143,7 +144,7 @@ def _stopped_on_source(state: MigrateState, _found: Verdict) -> Result:
 def _go_on(state: MigrateState, found: Verdict) -> Result:
     state = replace(state, stopped=found is Verdict.STOPPED_ON_TARGET)
     if state.back_to in FINISH:
-        return enter(state, state.back_to)
+        return next_needed(state, FINISH[FINISH.index(state.back_to) :])
     return next_needed(state, FINISH)
 
 
@@ -219,7 +220,7 @@ _AFTER_COMMIT: Mapping[Verdict, Callable[[MigrateState, Verdict], Result]] = {
 
 def verify(state: MigrateState, event: Looked) -> Result:
     """Forward: exactly one running, flags cleared on both sides, health told."""
-    pair = Pair.of(event.source, event.target)
+    pair = Pair.of(event.source, event.target, event.off)
     found = verdict(pair)
     if found is Verdict.UNKNOWN:
         return _unknown(state, event, pair)
@@ -244,7 +245,7 @@ def verify(state: MigrateState, event: Looked) -> Result:
 
 def verify_back(state: MigrateState, event: Looked) -> Result:
     """Back: the guest is on the source as before, nothing on the target, flags cleared on both."""
-    pair = Pair.of(event.source, event.target)
+    pair = Pair.of(event.source, event.target, event.off)
     found = verdict(pair)
     if found is Verdict.UNKNOWN:
         return _unknown(state, event, pair)

@@ -86,7 +86,10 @@ def _read(state: PowerState, event: PowerRead) -> Result:
     if event.number < MAX_READS:
         return state, (ReadPower(host=host, number=event.number + 1, after_s=READ_EVERY_S),)
     reasons = (*state.reasons, f"power of {host} is {event.status}, not {action}")
-    return replace(state, phase=Phase.FAILED, reasons=reasons, remedy=f"migrctl host power {host} status"), ()
+    remedy = f"migrctl host power {host} status" + (
+        f", then migrctl undrain {host}" if action == "off" else ""
+    )
+    return replace(state, phase=Phase.FAILED, reasons=reasons, remedy=remedy), ()
 
 
 def _recovered(state: PowerState, _event: Recovered) -> Result:

@@ -233,7 +233,7 @@ def _child_ended(state: UndrainState, event: ChildEnded) -> Result:
     elif event.state is OperationState.PARKED:
         reason = f"{event.child} is parked: {event.reason}"
         state = _set(state, uuid, replace(task, task=Back.STUCK, reason=reason, parked=True))
-    elif task.tries < MAX_TRIES and not state.cancelled:
+    elif task.tries < MAX_TRIES and not (state.cancelled or event.cancelled):
         again = replace(task, task=Back.CHOOSING, reason=event.reason, parked=False)
         state = _set(state, uuid, again)
         commands.append(_choose(state, uuid, RETRY_AFTER_S * 2 ** max(task.tries - 1, 0)))
@@ -298,8 +298,9 @@ def _recovered(state: UndrainState, _event: Recovered) -> Result:
     return _settle(state, commands)
 
 
-def _nothing(state: UndrainState, _event: Event) -> Result:
-    return state, ()
+def _recovered_parked(state: UndrainState, _event: Recovered) -> Result:
+    """A child may have ended while nobody was there to tell: ask for the ends of all that are parked."""
+    return state, tuple(_follow(state, uuid, task) for uuid, task in state.guests.items() if task.parked)
 
 
 Handler = Callable[[UndrainState, "Event"], Result]
@@ -314,7 +315,7 @@ def _rows() -> dict[tuple[Phase, type], Handler]:
         (Phase.RESTORE, ChildEnded): _child_ended,
         (Phase.PARKED, ChildEnded): _parked_child_ended,
         (Phase.PARKED, Resumed): _resumed,
-        (Phase.PARKED, Recovered): _nothing,
+        (Phase.PARKED, Recovered): _recovered_parked,
     }
     for phase in (Phase.POWER_ON, Phase.POWER_READ, Phase.WAIT_HOST, Phase.RESTORE):
         table[phase, Recovered] = _recovered

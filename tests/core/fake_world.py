@@ -286,9 +286,11 @@ class World:
             if here.held[volume.name].identity != there.held[volume.name].identity:
                 self.violate(f"I9: {spec.name} opens another disk on {there.name}")
 
-    def cut(self, host: str) -> None:
-        """Power loss: every process ends at once, runtime options of DRBD are gone."""
+    def cut(self, host: str, *, with_bmc: bool = False) -> None:
+        """Power loss: every process ends at once, runtime options of DRBD are gone; the BMC too, or not."""
         machine = self.machines[host]
+        if with_bmc:
+            self.bmc_dead.add(host)
         for uuid, domain in machine.domains.items():
             if domain.state in RUNS:
                 self.excused.add(uuid)
@@ -306,6 +308,7 @@ class World:
 
     def power_on(self, host: str) -> None:
         machine = self.machines[host]
+        self.bmc_dead.discard(host)
         if not machine.powered:
             machine.powered = machine.agent = True
             machine.boot += 1
