@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import assert_never
 
 from agents.protocol import DomainState, Observation
-from storage.words import Side
+from storage.words import IscsiQemuVolume, Role, Side
 
 
 class SideView(StrEnum):
@@ -30,6 +30,14 @@ class SideView(StrEnum):
     UNKNOWN = "unknown"  # not answered, not understood, or contradicting itself
 
 
+class Holding(StrEnum):
+    """Which right to the guest's disks a host holds, where the host itself can tell (DRBD, kernel iSCSI)."""
+
+    ALL = "all"  # primary of, or logged in to, every one
+    NONE = "none"  # of none
+    UNKNOWN = "unknown"  # not asked, not answered, some but not all, or only disks that QEMU opens itself
+
+
 class Verdict(StrEnum):
     """What the pair says. See `migrd.sagas.migrate` for what is done about each."""
 
@@ -43,6 +51,7 @@ class Verdict(StrEnum):
     SOURCE_PAUSED = "source-paused"  # only on the source, and paused, no job
     PAUSED_BOTH = "paused-both"
     BOTH_RUNNING = "both-running"  # two instances that have run: alarm, touch nothing (I1)
+    WITHOUT_DISK = "without-disk"  # a QEMU that has run on a host which holds none of its disks: alarm
     POSTCOPY = "postcopy"
     STOPPED_ON_SOURCE = "stopped-on-source"  # shut down; defined on the source
     STOPPED_ON_TARGET = "stopped-on-target"  # moved, then shut down
@@ -84,11 +93,29 @@ def side_view(seen: Observation | None) -> SideView:
     return SideView.ENDING if seen.qemu_process else view
 
 
+_HELD = (Role.PRIMARY, Role.ATTACHED)
+_LET_GO = (Role.SECONDARY, Role.DETACHED)
+
+
+def holding(seen: Observation | None) -> Holding:
+    """Pure. The credentials of a LUN that QEMU opens itself say nothing about who has it open."""
+    if seen is None:
+        return Holding.UNKNOWN
+    roles = [each.role for each in seen.volumes if not isinstance(each.volume, IscsiQemuVolume)]
+    if roles and all(role in _HELD for role in roles):
+        return Holding.ALL
+    if roles and all(role in _LET_GO for role in roles):
+        return Holding.NONE
+    return Holding.UNKNOWN
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
     source: SideView
     target: SideView
     job: bool  # a libvirt job runs on the source's domain
+    source_holds: Holding = Holding.UNKNOWN
+    target_holds: Holding = Holding.UNKNOWN
 
     @staticmethod
     def of(source: Observation | None, target: Observation | None, off: Collection[Side] = ()) -> Pair:
@@ -97,11 +124,34 @@ class Pair:
             source=SideView.OFF if Side.SOURCE in off else side_view(source),
             target=SideView.OFF if Side.TARGET in off else side_view(target),
             job=source is not None and source.job,
+            source_holds=Holding.NONE if Side.SOURCE in off else holding(source),
+            target_holds=Holding.NONE if Side.TARGET in off else holding(target),
         )
 
 
-def verdict(pair: Pair) -> Verdict:  # noqa: PLR0911 - a table
-    """The table: every pair of views, with and without a job on the source."""
+HAS_RUN = (SideView.RUNNING, SideView.PAUSED)
+
+
+def verdict(pair: Pair) -> Verdict:
+    """The table: every pair of views, with and without a job on the source, then who holds the disks.
+
+    Roles of storage decide where domains alone cannot: of two shut-off definitions the one on the host that
+    holds the disks is the guest; a QEMU that has run where none of its disks is held is a contradiction, and
+    neither side of it may be touched.
+    """
+    found = _by_domains(pair)
+    if found in (Verdict.UNKNOWN, Verdict.BOTH_RUNNING):
+        return found
+    if pair.source is pair.target is SideView.STOPPED:
+        moved = pair.target_holds is Holding.ALL and pair.source_holds is Holding.NONE
+        return Verdict.STOPPED_ON_TARGET if moved else Verdict.STOPPED_ON_SOURCE
+    sides = ((pair.source, pair.source_holds), (pair.target, pair.target_holds))
+    if any(view in HAS_RUN and holds is Holding.NONE for view, holds in sides):
+        return Verdict.WITHOUT_DISK
+    return found
+
+
+def _by_domains(pair: Pair) -> Verdict:  # noqa: PLR0911 - a table
     if SideView.UNKNOWN in (pair.source, pair.target):
         return Verdict.UNKNOWN
     if SideView.OFF in (pair.source, pair.target):

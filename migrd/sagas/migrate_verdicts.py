@@ -33,7 +33,8 @@ from migrd.sagas.migrate_state import (
 from storage.words import DrbdVolume, Health, Side
 
 WAIT_LOOKS = 60  # at 0.2 s, then 1 s: about 50 s for a QEMU to go, a switch-over to end
-BOTH_LOOKS = 3  # the two hosts are not looked at in one instant: a switch-over in between looks like two
+ALARM_LOOKS = 3  # the two hosts are not looked at in one instant: a switch-over in between looks like two
+ALARMS = (Verdict.BOTH_RUNNING, Verdict.WITHOUT_DISK, Verdict.UNEXPECTED)
 LEFTOVER_LOOKS = 5  # libvirt removes its own incoming domain within a second or so
 UNKNOWN_LOOKS = 8  # with back-off: about two minutes
 JOB_LOOK_S = 2.0
@@ -53,6 +54,10 @@ STUCK: Mapping[Verdict, tuple[str, str]] = {
     Verdict.BOTH_RUNNING: (
         "ALARM: the guest has a QEMU that has run on {source} AND on {target}; nothing was touched (I1)",
         "stop the wrong one by hand",
+    ),
+    Verdict.WITHOUT_DISK: (
+        "ALARM: the guest runs on a host that holds none of its disks; nothing was touched",
+        "look at the disks' roles on {source} and {target}",
     ),
     Verdict.UNEXPECTED: ("no migration leads to what both hosts show", "look at both hosts"),
     Verdict.COPYING: ("a job still runs on the guest on {source}", ""),
@@ -159,9 +164,9 @@ def _wait(state: MigrateState, found: Verdict) -> Result:
     return look_again(replace(state, stage=stage), 0.2 if state.looks < 10 else 1.0)
 
 
-def _both_running(state: MigrateState, found: Verdict) -> Result:
-    """An alarm only if it stays: perhaps the source was seen before a switch-over, the target after it."""
-    if state.looks < BOTH_LOOKS:
+def _alarm(state: MigrateState, found: Verdict) -> Result:
+    """Only if it stays: perhaps the source was seen before a switch-over, the target after it."""
+    if state.looks < ALARM_LOOKS:
         return look_again(state, 1.0)
     return _stuck(state, found)
 
@@ -202,7 +207,8 @@ _BEFORE_COMMIT: Mapping[Verdict, Callable[[MigrateState, Verdict], Result]] = {
     Verdict.MOVED: _commit,
     Verdict.STOPPED_ON_TARGET: _commit,
     Verdict.STOPPED_ON_SOURCE: _stopped_on_source,
-    Verdict.BOTH_RUNNING: _both_running,
+    Verdict.BOTH_RUNNING: _alarm,
+    Verdict.WITHOUT_DISK: _alarm,
     Verdict.UNEXPECTED: _stuck,
 }
 
@@ -210,7 +216,8 @@ _AFTER_COMMIT: Mapping[Verdict, Callable[[MigrateState, Verdict], Result]] = {
     Verdict.MOVED: _go_on,
     Verdict.STOPPED_ON_TARGET: _go_on,
     Verdict.MOVED_PAUSED: _go_on,
-    Verdict.BOTH_RUNNING: _both_running,
+    Verdict.BOTH_RUNNING: _alarm,
+    Verdict.WITHOUT_DISK: _alarm,
     Verdict.UNEXPECTED: _stuck,
 }
 
@@ -225,11 +232,7 @@ def verify(state: MigrateState, event: Looked) -> Result:
     if found is Verdict.UNKNOWN:
         return _unknown(state, event, pair)
     if found not in (Verdict.MOVED, Verdict.STOPPED_ON_TARGET, Verdict.MOVED_PAUSED):
-        return (
-            _stuck(state, found)
-            if found in (Verdict.BOTH_RUNNING, Verdict.UNEXPECTED)
-            else _wait(state, found)
-        )
+        return _stuck(state, found) if found in ALARMS else _wait(state, found)
     still_open = _flags(state, event)
     if still_open:
         return _close_again(state, still_open, Stage.CLOSE_WINDOW)
@@ -256,9 +259,7 @@ def verify_back(state: MigrateState, event: Looked) -> Result:
         return replace(state, stage=Stage.UNDONE), ()
     if found is Verdict.TARGET_LEFTOVER:
         return _leftover(state, found)
-    return (
-        _stuck(state, found) if found in (Verdict.BOTH_RUNNING, Verdict.UNEXPECTED) else _wait(state, found)
-    )
+    return _stuck(state, found) if found in ALARMS else _wait(state, found)
 
 
 def _close_again(state: MigrateState, still_open: tuple[str, ...], stage: Stage) -> Result:
@@ -293,6 +294,8 @@ def refusal(state: MigrateState, pair: Pair, found: Verdict) -> str:
     request = state.request
     if found is Verdict.UNKNOWN:
         return f"{request.source} or {request.target} did not say what it has of the guest"
+    if found is Verdict.WITHOUT_DISK:
+        return f"the guest runs on {request.source}, which holds none of its disks"
     if pair.target is not SideView.GONE:
         return f"{request.target} has a domain of this uuid already ({pair.target})"
     if pair.job:

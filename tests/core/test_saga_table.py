@@ -56,10 +56,10 @@ EVENTS: list[Event] = [
 ]
 
 
-def report(*, flag: bool = False) -> VolumeReport:
+def report(*, flag: bool = False, role: Role = Role.SECONDARY) -> VolumeReport:
     return VolumeReport(
         volume=VOLUME,
-        role=Role.SECONDARY,
+        role=role,
         health=Health.OK,
         identity="gi",
         size_bytes=1,
@@ -75,7 +75,7 @@ def seen(state: DomainState, *, job: bool = False, flag: bool = False) -> Observ
         persistent=True,
         qemu_process=state.has_process,
         job=job,
-        volumes=(report(flag=flag),),
+        volumes=(report(flag=flag, role=Role.PRIMARY if state.has_process else Role.SECONDARY),),
     )
 
 
