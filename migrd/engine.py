@@ -278,7 +278,7 @@ class Engine:
                 else:
                     self._admitted.add(record.id)
                     self.post(record.id, Withdrawn(reason=f"{slot.target} is {decided} by now"))
-            elif state.stage is not Stage.PARKED:
+            elif state.stage is not Stage.PARKED and not state.committed:  # then only its disks are tidied up
                 running.append(slot)
         for operation in admit(waiting, running, self.settings.caps):
             self._admitted.add(operation)

@@ -111,14 +111,14 @@ def needed(state: MigrateState, stage: Stage) -> bool:
 
 def _has_work(state: MigrateState, stage: Stage) -> bool:
     match stage:
-        case Stage.PREPARE | Stage.ACQUIRE | Stage.RELEASE:
+        case Stage.PREPARE:
             return bool(state.request.volumes)
+        case Stage.ACQUIRE | Stage.RELEASE | Stage.RELEASE_TARGET:
+            return state.held and state.issued(Stage.PREPARE)
         case Stage.OPEN_WINDOW | Stage.CLOSE_WINDOW:
             return state.windowed
         case Stage.SWEEP:
             return state.issued(Stage.MIGRATE)
-        case Stage.RELEASE_TARGET:
-            return state.issued(Stage.PREPARE)
         case Stage.CLOSE_BACK:
             return state.issued(Stage.OPEN_WINDOW)
         case _:

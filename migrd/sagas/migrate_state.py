@@ -24,7 +24,7 @@ from agents.protocol import (
 )
 from migrd.reconcile import Verdict
 from migrd.sagas.events import Answered, MigrateRequested
-from storage.words import DrbdVolume, Handover, Side, WindowOptions
+from storage.words import DrbdVolume, Handover, IscsiQemuVolume, Side, WindowOptions
 
 
 class Stage(StrEnum):
@@ -119,6 +119,11 @@ class MigrateState:
     def windowed(self) -> bool:
         """Does any volume need both hosts to hold it open at once (I6)?"""
         return any(isinstance(volume, DrbdVolume) for volume in self.request.volumes)
+
+    @property
+    def held(self) -> bool:
+        """Does any volume have to be taken and let go by the hosts? A LUN that QEMU opens itself has not."""
+        return any(not isinstance(volume, IscsiQemuVolume) for volume in self.request.volumes)
 
     @property
     def window_may_be_open(self) -> bool:

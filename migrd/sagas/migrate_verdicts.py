@@ -77,7 +77,10 @@ def decide(state: MigrateState, event: Looked) -> Result:
     if found is Verdict.UNKNOWN:
         return _unknown(state, event, pair)
     table = _AFTER_COMMIT if state.committed else _BEFORE_COMMIT
-    return table.get(found, _wait)(state, found)
+    after, commands = table.get(found, _wait)(state, found)
+    if after.stage is Stage.VERIFY and not any(after.issued(stage) for stage in FINISH):
+        return verify(after, event)  # nothing was done since this look, so it tells what another one would
+    return after, commands
 
 
 # -- before the commit point ----------------------------------------------------------------------

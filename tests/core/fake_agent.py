@@ -28,7 +28,7 @@ from agents.protocol import (
     SweepTarget,
 )
 from storage.errors import Retryable, Unknown
-from storage.words import IscsiVolume, Role, Side, WindowOptions
+from storage.words import IscsiQemuVolume, IscsiVolume, Role, Side, WindowOptions
 from tests.core.fake_world import RUNS, World
 
 Key = tuple[str, str, int]
@@ -164,7 +164,7 @@ class FakeAgent:
         match attempt.command:
             case PrepareVolumes(volumes=volumes, handover=handover):
                 for volume in volumes:
-                    if handover.side is Side.TARGET and isinstance(volume, IscsiVolume):
+                    if handover.side is Side.TARGET and isinstance(volume, IscsiVolume | IscsiQemuVolume):
                         world.promote(host, volume)
                 return Outcome.DONE, (), AttemptResult(volumes=tuple(world.volume(host, v) for v in volumes))
             case OpenWindow(volumes=volumes):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from agents.protocol import AnyVolume, CpuReport, DomainReport, DomainState, HostReport
-from storage.words import DrbdVolume, Health, IscsiVolume, Role, VolumeReport
+from storage.words import DrbdVolume, Health, IscsiQemuVolume, IscsiVolume, Role, VolumeReport
 
 GIB = 1 << 30
 RUNS = (DomainState.RUNNING, DomainState.BLOCKED)
@@ -109,6 +109,15 @@ class World:
             machine.held[volume.name] = Held(volume, role, identity)
         return spec
 
+    def add_iscsi_qemu(self, name: str, host: str) -> GuestSpec:
+        """QEMU logs in by itself; a host only has the credentials in place."""
+        volume = IscsiQemuVolume(portal="10.0.0.5:3260", iqn=f"iqn.2026-11.org.lab:{name}", lun=0)
+        spec = self._add(name, host, (volume,))
+        for machine in self.machines.values():
+            role = Role.ATTACHED if machine.name == host else Role.DETACHED
+            machine.held[volume.name] = Held(volume, role, f"naa.{len(self.guests):04d}")
+        return spec
+
     def _add(self, name: str, host: str, volumes: tuple[AnyVolume, ...]) -> GuestSpec:
         uuid = f"00000000-0000-0000-0000-{len(self.guests) + 1:012d}"
         spec = self.guests[uuid] = GuestSpec(uuid=uuid, name=name, volumes=volumes)
@@ -134,6 +143,8 @@ class World:
                     found.append(f"{self.guests[uuid].name} is {domain.state} on {machine.name}")
         for spec in self.guests.values():
             for volume in spec.volumes:
+                if isinstance(volume, IscsiQemuVolume):
+                    continue  # the secret stays: it is the host's, not the guest's
                 holders = [
                     m.name
                     for m in self.machines.values()

@@ -280,6 +280,25 @@ def test_target_dies_mid_copy_with_its_bmc_and_comes_back() -> None:
     run(story())
 
 
+def test_a_disk_that_qemu_opens_itself_needs_no_step_of_the_hosts() -> None:
+    """Only prepare and migrate are asked for; the look that saw it moved is the last."""
+
+    async def story() -> None:
+        world = World()
+        world.add_iscsi_qemu("wiki", "h1")
+        async with Cluster3(world) as cluster:
+            started = await cluster.controller.migrate("wiki", MigrateRequest(to="h2"))
+            assert (await cluster.until(started.id)).state is OperationState.DONE
+            steps = [(host, a.step) for host, agent in cluster.agents.items() for a in agent.seen]
+            assert steps == [("h1", "prepare"), ("h1", "migrate"), ("h2", "prepare")]
+            looks = [row for row in cluster.journal.rows if '"looked"' in row[1]]
+            assert len(looks) == 2
+            assert world.where("wiki") == ["h2"]
+            cluster.assert_clean()
+
+    run(story())
+
+
 def test_a_target_that_its_bmc_says_is_off_keeps_nobody_waiting() -> None:
     """What it held is gone with its power (I3: a separate status); only the source has a half to close."""
 
