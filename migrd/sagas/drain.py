@@ -94,6 +94,10 @@ class Phase(StrEnum):
         return self in (Phase.DONE, Phase.UNDONE)
 
 
+COMMIT_POINT = Phase.POWER_OFF
+"""Before it a cancel gives the host back to its guests; from it on, the power may be gone: only forward."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainState:
     operation: str
@@ -315,7 +319,7 @@ def _ask_again(state: DrainState, reasons: tuple[str, ...]) -> Result:
 def _power_checked(state: DrainState, event: PowerChecked) -> Result:
     if event.reasons:
         return _ask_again(state, event.reasons)
-    state = replace(state, phase=Phase.POWER_OFF, off_asked=True)
+    state = replace(state, phase=COMMIT_POINT, off_asked=True)
     return state, (SetPower(host=state.request.host, action="off"),)
 
 
@@ -494,4 +498,4 @@ def _rows() -> dict[tuple[Phase, type], Handler]:
 
 TABLE: Mapping[tuple[Phase, type], Handler] = _rows()
 
-__all__ = ["TABLE", "DrainState", "GuestTask", "Phase", "Task", "begin", "step"]
+__all__ = ["COMMIT_POINT", "TABLE", "DrainState", "GuestTask", "Phase", "Task", "begin", "step"]

@@ -35,6 +35,10 @@ class Phase(StrEnum):
         return self in (Phase.DONE, Phase.UNDONE, Phase.FAILED)
 
 
+COMMIT_POINT = Phase.ACT
+"""Before it a cancel ends the operation with nothing done; from it on, the BMC may act at any moment."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PowerState:
     operation: str
@@ -64,13 +68,13 @@ def _from_the_start(state: PowerState) -> Result:
     host = state.request.host
     if state.request.action == "off":
         return replace(state, phase=Phase.CHECK), (CheckPowerOff(host=host),)
-    return replace(state, phase=Phase.ACT), (SetPower(host=host, action="on"),)
+    return replace(state, phase=COMMIT_POINT), (SetPower(host=host, action="on"),)
 
 
 def _checked(state: PowerState, event: PowerChecked) -> Result:
     if event.reasons:
         return replace(state, phase=Phase.UNDONE, reasons=event.reasons), ()
-    return replace(state, phase=Phase.ACT), (SetPower(host=state.request.host, action="off"),)
+    return replace(state, phase=COMMIT_POINT), (SetPower(host=state.request.host, action="off"),)
 
 
 def _acted(state: PowerState, event: PowerActed) -> Result:

@@ -83,6 +83,10 @@ class Phase(StrEnum):
         return self in (Phase.DONE, Phase.UNDONE)
 
 
+COMMIT_POINT = Phase.RESTORE
+"""Before it a cancel leaves the host out of use; from it on, it takes guests, and stays so."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UndrainState:
     operation: str
@@ -159,7 +163,7 @@ def _restore(state: UndrainState) -> Result:
             state,
             guests={g.guest: BackTask(name=g.name, now_on=g.now_on) for g in state.request.restore},
         )
-    state = replace(state, phase=Phase.RESTORE)
+    state = replace(state, phase=COMMIT_POINT)
     commands: list[SagaCommand] = []
     for uuid, task in state.guests.items():
         if task.parked:
@@ -326,4 +330,4 @@ def _rows() -> dict[tuple[Phase, type], Handler]:
 
 TABLE: Mapping[tuple[Phase, type], Handler] = _rows()
 
-__all__ = ["TABLE", "Back", "BackTask", "Phase", "UndrainState", "begin", "step"]
+__all__ = ["COMMIT_POINT", "TABLE", "Back", "BackTask", "Phase", "UndrainState", "begin", "step"]
