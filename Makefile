@@ -21,9 +21,10 @@ deps:
 
 # pip checks every hash; --no-build-isolation takes setuptools from the lock too.
 $(VENV)/.stamp: requirements.lock pyproject.toml | deps
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "making $(VENV)" >&2 # stdout belongs to what was asked for: JSON lines of make bench
+	@$(PYTHON) -m venv $(VENV) >&2
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock >&2
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e . >&2
 	@touch $@
 
 venv: $(VENV)/.stamp
