@@ -41,6 +41,7 @@ T = TypeVar("T")
 MAX_WAIT_S = 30.0
 MAX_REPLY_BYTES = 64 << 20
 MAX_EVENT_BYTES = 16 << 20
+KEEPALIVE_S = 60.0  # below the agent's 75: the next operation need not begin with a TLS handshake
 
 
 class StaleEpoch(Failed):
@@ -168,7 +169,7 @@ class AgentClient:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(ssl=self._context, limit=32)
+            connector = aiohttp.TCPConnector(ssl=self._context, limit=32, keepalive_timeout=KEEPALIVE_S)
             self._session = aiohttp.ClientSession(connector=connector)
         return self._session
 
