@@ -288,6 +288,21 @@ def domain_of(attempt: Attempt) -> str:
             return attempt.command.handover.domain_uuid
 
 
+def touched_kinds(attempt: Attempt, drivers: Drivers) -> frozenset[str]:
+    """Kinds of volumes that look different after this attempt.
+
+    A guest that was stopped gives its disks up by itself, whatever they are. One that migrated does so, too,
+    but is followed by the storage step that says so.
+    """
+    match attempt.command:
+        case MigrateDomain():
+            return frozenset()
+        case SweepTarget() | ShutdownDomain():
+            return frozenset(drivers)
+        case _:
+            return frozenset(volume.kind for volume in attempt.command.volumes)
+
+
 def _key(attempt: Attempt) -> Key:
     return attempt.operation, attempt.step, attempt.attempt
 
