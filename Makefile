@@ -13,7 +13,7 @@ help:
 	@echo "make demo   drain a real host live in a lab of four machines on this one (root; about 8 minutes)"
 	@echo "make test   every test, lab included (root; at most 25 minutes)"
 	@echo "make check  format, lint, types, import contracts, unit tests (under two minutes)"
-	@echo "make bench  figures as JSON lines (root)"
+	@echo "make bench  figures as JSON lines, progress on stderr (root); fails only if one cannot be taken"
 	@echo "make lock   resolve requirements.lock anew from pyproject.toml"
 
 deps:

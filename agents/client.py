@@ -41,7 +41,7 @@ T = TypeVar("T")
 MAX_WAIT_S = 30.0
 MAX_REPLY_BYTES = 64 << 20
 MAX_EVENT_BYTES = 16 << 20
-SUBMIT_TRIES = 2
+KEEPALIVE_S = 60.0  # below the agent's 75: the next operation need not begin with a TLS handshake
 
 
 class StaleEpoch(Failed):
@@ -103,19 +103,26 @@ class AgentClient:
         """Reality of one guest on this host. Raises Retryable, Refused."""
         return await self._call("POST", "/v1/observe", dump(question), Observation)
 
-    async def submit(self, attempt: Attempt) -> AttemptReport:
-        """Begin an attempt, or learn of the one begun before under the same id; does not wait for its end.
+    async def submit(self, attempt: Attempt, wait_s: float = 0.0) -> AttemptReport:
+        """Begin an attempt, or learn of the one begun before under the same id.
 
-        Raises Retryable (not begun), Refused, StaleEpoch, Unknown.
+        Waits up to `wait_s` (at most 30) for its end: a short step then costs one round trip. An agent too
+        old to know the wish answers at once. Raises Retryable (not begun), Refused, StaleEpoch, Unknown.
         """
         body = dump(attempt)
-        for tries in range(1, SUBMIT_TRIES + 1):
+        wait_s = min(max(wait_s, 0.0), MAX_WAIT_S)
+        path = f"/v1/attempts?wait_s={wait_s:g}" if wait_s > 0 else "/v1/attempts"
+
+        async def send() -> AttemptReport:
+            return await self._call("POST", path, body, AttemptReport, changes=True, extra_s=wait_s)
+
+        try:
+            return await send()
+        except Unknown:  # the agent knows whether it saw the first one: the same id is begun once
             try:
-                return await self._call("POST", "/v1/attempts", body, AttemptReport, changes=True)
-            except Unknown:  # the agent knows whether it saw the first one: the same id is begun once
-                if tries == SUBMIT_TRIES:
-                    raise
-        raise AssertionError("unreachable")
+                return await send()
+            except (Retryable, Refused) as error:  # of the second; the first may run all the same
+                raise Unknown(*error.reasons) from None
 
     async def wait(
         self, operation: str, step: str, attempt: int, wait_s: float = MAX_WAIT_S
@@ -162,7 +169,7 @@ class AgentClient:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(ssl=self._context, limit=32)
+            connector = aiohttp.TCPConnector(ssl=self._context, limit=32, keepalive_timeout=KEEPALIVE_S)
             self._session = aiohttp.ClientSession(connector=connector)
         return self._session
 

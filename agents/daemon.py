@@ -17,7 +17,7 @@ import structlog
 from aiohttp import web
 
 from agents.attempts.migration import Pace
-from agents.attempts.runner import Attempts
+from agents.attempts.runner import Attempts, touched_kinds
 from agents.attempts.storage_steps import Drivers
 from agents.config import AgentConfig, Listen
 from agents.discovery import Discover
@@ -213,7 +213,7 @@ def _attempts(core: _Core, inventory: Inventory) -> Attempts:
     def ended(attempt: Attempt, report: AttemptReport, took_s: float) -> None:
         core.metrics.attempt_ended(attempt, report, took_s)
         core.hub.attempt(report)
-        inventory.poke(storage=True)
+        inventory.poke(kinds=touched_kinds(attempt, core.parts.drivers))
 
     limits = core.config.limits
     return Attempts(

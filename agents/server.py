@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -177,16 +178,13 @@ class Api:
     # -- attempts --------------------------------------------------------------------------------
 
     async def _submit(self, request: web.Request) -> web.StreamResponse:
+        wait_s = _wait_s(request)
         attempt = await _body(request, Attempt)
-        return _attempt(await _answered(self._do.attempts.submit(attempt)))
+        return _attempt(await _answered(self._do.attempts.submit(attempt, wait_s)))
 
     async def _wait(self, request: web.Request) -> web.StreamResponse:
         key = _key(request)
-        try:
-            wait_s = min(max(float(request.query.get("wait_s", "0")), 0.0), MAX_WAIT_S)
-        except ValueError:
-            raise ProblemError(400, problems.BAD_REQUEST, "Bad request", "", "wait_s: not a number") from None
-        return _known(key, await _answered(self._do.attempts.wait(key, wait_s)))
+        return _known(key, await _answered(self._do.attempts.wait(key, _wait_s(request))))
 
     async def _abort(self, request: web.Request) -> web.StreamResponse:
         key = _key(request)
@@ -280,6 +278,17 @@ def _key(request: web.Request) -> Key:
     if not info["attempt"].isascii() or not info["attempt"].isdecimal() or len(info["attempt"]) > 9:
         raise ProblemError(400, problems.BAD_REQUEST, "Bad request", "", "attempt: not a number")
     return info["operation"], info["step"], int(info["attempt"])
+
+
+def _wait_s(request: web.Request) -> float:
+    """How long the caller would wait for the end of an attempt; 0 when it does not say."""
+    try:
+        wait_s = float(request.query.get("wait_s", "0"))
+    except ValueError:
+        wait_s = math.nan
+    if math.isnan(wait_s):
+        raise ProblemError(400, problems.BAD_REQUEST, "Bad request", "", "wait_s: not a number")
+    return min(max(wait_s, 0.0), MAX_WAIT_S)
 
 
 def _known(key: Key, report: AttemptReport | None) -> web.Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from agents.attempts.storage_steps import Drivers, driver_of
 from storage.errors import OutcomeError
@@ -21,19 +21,27 @@ class VolumeLooks:
         self._slots = asyncio.Semaphore(PARALLEL)
         self._hanging: dict[str, asyncio.Task[VolumeReport]] = {}
 
-    async def held(self) -> tuple[tuple[Volume, ...], tuple[str, ...]]:
-        """Every volume the drivers know of on this host, and the problems met."""
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of volumes that this host can look at."""
+        return frozenset(self._drivers)
+
+    async def held(self, kinds: Collection[str]) -> tuple[tuple[Volume, ...], Mapping[str, tuple[str, ...]]]:
+        """Every volume of these kinds that the drivers know of on this host, and the problems met by kind."""
         volumes: list[Volume] = []
-        problems: list[str] = []
+        problems: dict[str, tuple[str, ...]] = {}
         for kind, driver in self._drivers.items():
+            if kind not in kinds:
+                continue
+            problems[kind] = ()
             try:
                 async with asyncio.timeout(self._deadline_s):
                     volumes.extend(await driver.volumes())
             except OutcomeError as error:
-                problems.extend(f"{kind}: {reason}" for reason in error.reasons)
+                problems[kind] = tuple(f"{kind}: {reason}" for reason in error.reasons)
             except TimeoutError:
-                problems.append(f"{kind}: no answer in {self._deadline_s:g} s")
-        return tuple(volumes), tuple(problems)
+                problems[kind] = (f"{kind}: no answer in {self._deadline_s:g} s",)
+        return tuple(volumes), problems
 
     async def inspect(self, volumes: Iterable[Volume]) -> tuple[VolumeReport, ...]:
         """One report per volume, by name; UNKNOWN for one that does not answer in time."""

@@ -165,7 +165,7 @@ class Acts:
         if agent is None:
             return _report(attempt, Outcome.REFUSED, f"{host} is not configured"), True
         try:
-            report = await agent.submit(attempt)
+            report = await agent.submit(attempt, self._patience.poll_s)
         except StaleEpoch as error:
             raise Superseded(str(error)) from None
         except Refused as error:

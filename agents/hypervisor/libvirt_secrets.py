@@ -6,6 +6,7 @@ never through an argv, a log line or an error text (I17).
 
 from __future__ import annotations
 
+import asyncio
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -18,13 +19,16 @@ from storage.errors import Failed, Retryable, Unknown
 T = TypeVar("T")
 
 DEADLINE_S = 10.0
+SLOTS = 4  # below libvirtd's max_client_requests of 5
 
 
 class LibvirtSecrets:
-    """One connection, one call at a time: secrets are asked for rarely."""
+    """One connection. Questions may overlap: every guest's step and every inventory asks."""
 
     def __init__(self, uri: str) -> None:
-        self._link = Link(uri, "libvirt-secrets", slots=1)
+        self._link = Link(uri, "libvirt-secrets", slots=SLOTS)
+        # Two guests may share a secret: both would find none, and the second to define it would fail.
+        self._defining = asyncio.Lock()
 
     async def has(self, *, uuid: str | None, usage: str | None) -> bool:
         """Is there a secret with this UUID, or else this usage, and has it a value? Raises Retryable."""
@@ -48,7 +52,8 @@ class LibvirtSecrets:
             secret.setValue(value)
 
         try:
-            await self._link.call(define, deadline_s=DEADLINE_S)
+            async with self._defining:
+                await self._link.call(define, deadline_s=DEADLINE_S)
         except Lost as error:
             raise Unknown(f"libvirt secrets: the connection broke: {error}") from None
         except libvirt.libvirtError as error:

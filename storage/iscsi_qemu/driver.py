@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from storage import chap, portal
 from storage.driver import InUse
@@ -23,6 +26,9 @@ from storage.words import (
     VolumeReport,
     WindowOptions,
 )
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 ASK_DEADLINE_S = 15.0
 FRESH_S = 30.0  # reports repeat often; each question is a login at the target
@@ -69,7 +75,7 @@ class IscsiQemuDriver:
         """For planning: does the portal answer, and is the secret here or can it be made?"""
         assert isinstance(volume, IscsiQemuVolume)
         try:
-            reasons = list(await self._secret_reasons(volume))
+            reasons = list(self._secret_reasons(volume, await self._credential(volume)))
         except OutcomeError as error:
             reasons = list(error.reasons)
         problem = await self._check_portal(volume.portal)
@@ -92,13 +98,15 @@ class IscsiQemuDriver:
         assert isinstance(volume, IscsiQemuVolume)
         if not is_name(volume.iqn):
             raise Refused(f"{volume.name}: {volume.iqn!r} is no iSCSI name")
-        reasons = await self._secret_reasons(volume)
+        credential = await self._credential(volume)
+        reasons = self._secret_reasons(volume, credential)
         if reasons:
             raise Refused(*reasons)
-        if _wants_secret(volume) and not await self._has_secret(volume):
-            await self._define_secret(volume)
         # Never an old answer: this one is the proof for I9.
-        self._remember(volume, Answer(*await self._identify(volume), (), time.monotonic()))
+        _, found = await _both(
+            self._ensure_secret(volume, credential), self._identify(volume, inq.environment(credential))
+        )
+        self._remember(volume, Answer(*found, (), time.monotonic()))
 
     async def open_window(self, volume: Volume, handover: Handover) -> WindowOptions | None:
         """Nothing to open: the target admits both hosts or it does not."""
@@ -124,10 +132,9 @@ class IscsiQemuDriver:
     async def _credential(self, volume: IscsiQemuVolume) -> chap.Credential | None:
         return await chap.find(self._chap_dir, iqn=volume.iqn, portal=volume.portal)
 
-    async def _secret_reasons(self, volume: IscsiQemuVolume) -> tuple[str, ...]:
+    def _secret_reasons(self, volume: IscsiQemuVolume, credential: chap.Credential | None) -> tuple[str, ...]:
         if not _wants_secret(volume):
             return ()
-        credential = await self._credential(volume)
         if credential is None:
             # Even with the secret in libvirt, which tells it to nobody, the LUN could not be asked who it is.
             return (
@@ -141,10 +148,10 @@ class IscsiQemuDriver:
             )
         return ()
 
-    async def _define_secret(self, volume: IscsiQemuVolume) -> None:
-        credential = await self._credential(volume)
-        if credential is None:
-            raise Refused(f"{volume.name}: the CHAP credential is gone from {self._chap_dir}")
+    async def _ensure_secret(self, volume: IscsiQemuVolume, credential: chap.Credential | None) -> None:
+        if not _wants_secret(volume) or await self._has_secret(volume):
+            return
+        assert credential is not None, "a missing one is a reason not to prepare"
         await self._secrets.define(
             uuid=volume.secret_uuid,
             usage=volume.secret_usage,
@@ -155,7 +162,8 @@ class IscsiQemuDriver:
 
     async def _ask(self, volume: IscsiQemuVolume) -> Answer:
         try:
-            answer = Answer(*await self._identify(volume), (), time.monotonic())
+            found = await self._identify(volume, inq.environment(await self._credential(volume)))
+            answer = Answer(*found, (), time.monotonic())
         except OutcomeError as error:
             answer = Answer(None, None, tuple(error.reasons), time.monotonic())
         return self._remember(volume, answer)
@@ -166,10 +174,13 @@ class IscsiQemuDriver:
         self._answers[volume] = answer
         return answer
 
-    async def _identify(self, volume: IscsiQemuVolume) -> tuple[str, int]:
-        env = inq.environment(await self._credential(volume))
+    async def _identify(self, volume: IscsiQemuVolume, env: dict[str, str]) -> tuple[str, int]:
+        """Identity and size; each question is a login of its own, so both are asked at once."""
         try:
-            page = await self._run(inq.designators(volume), deadline_s=ASK_DEADLINE_S, env=env)
+            page, answer = await _both(
+                self._run(inq.designators(volume), deadline_s=ASK_DEADLINE_S, env=env),
+                self._run(inq.capacity(volume), deadline_s=ASK_DEADLINE_S, env=env),
+            )
         except Refused as error:
             raise Refused(
                 f"{volume.name}: its identity cannot be read: {error}: install {inq.PACKAGE}"
@@ -179,11 +190,19 @@ class IscsiQemuDriver:
         identity = inq.identity(volume, page.stdout)
         if identity is None:
             raise Refused(f"{volume.name}: the LUN gives no identity (VPD page 0x83)")
-        answer = await self._run(inq.capacity(volume), deadline_s=ASK_DEADLINE_S, env=env)
         size = inq.size_bytes(answer.stdout) if answer.rc == 0 else None
         if size is None:
             raise Unknown(f"{volume.name}: its size could not be read: {answer.said}")
         return identity, size
+
+
+async def _both(first: Awaitable[A], second: Awaitable[B]) -> tuple[A, B]:
+    """Both results. Waits for both, so that nothing is left running; then the first's error comes first."""
+    one, two = await asyncio.gather(first, second, return_exceptions=True)
+    for found in (one, two):
+        if isinstance(found, BaseException):
+            raise found
+    return one, two  # type: ignore[return-value]  # mypy does not see that neither is an exception
 
 
 def _wants_secret(volume: IscsiQemuVolume) -> bool:

@@ -19,8 +19,9 @@ from agents.protocol import (
     Preflight,
     SweepTarget,
 )
-from agents.tls import TlsFiles, client_context
-from storage.errors import Refused, Retryable
+from agents.tls import TlsFiles, client_context, server_context
+from agents.wire import dump
+from storage.errors import Refused, Retryable, Unknown
 from storage.words import DrbdVolume, Health, OtherVolume
 from tests.agents.conftest import Certificates, StartWorld, World
 from tests.agents.fakes import FakeHypervisor, running
@@ -187,6 +188,42 @@ async def test_an_attempt_runs_and_answers_the_same_for_ever(start: StartWorld) 
         assert ended.outcome is Outcome.DONE
         assert await world.client.submit(sweep()) == ended
         assert world.hypervisor.calls == ["undefine u"]
+
+
+async def test_a_submission_that_waits_answers_with_the_end(
+    start: StartWorld, certificates: Certificates
+) -> None:
+    """A short step costs one round trip; one that takes longer is RUNNING, and a bad wish is no command."""
+    async with start() as world:
+        world.hypervisor.set_state("u", DomainState.SHUTOFF, "failed")
+        assert (await world.client.submit(sweep(), 5.0)).outcome is Outcome.DONE
+        world.hypervisor.set_state("v", DomainState.PAUSED_INCOMING, job=True)
+        assert (await world.client.submit(sweep("s2", uuid="v"), 0.05)).outcome is Outcome.RUNNING
+        body = dump(sweep("s3"))
+        for wish in ("soon", "nan"):
+            path = f"/v1/attempts?wait_s={wish}"
+            status, _ = await raw(world, certificates.migrd, "POST", path, body)
+            assert status == 400
+        with pytest.raises(AttemptNotSeen):
+            await world.client.wait("op1", "s3", 1, 0.0)
+
+
+async def test_a_lost_reply_is_never_taken_for_not_begun(certificates: Certificates) -> None:
+    """The agent dies with the command in hand; that the second try finds nobody says nothing of the first."""
+    heard = asyncio.Event()
+
+    async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        heard.set()
+        server.close()
+        writer.close()
+
+    server = await asyncio.start_server(die, "127.0.0.1", 0, ssl=server_context(certificates.agent))
+    url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with AgentClient("h1", url, client_context(certificates.migrd)) as client:
+        with pytest.raises(Unknown):
+            await client.submit(sweep(), 5.0)
+    assert heard.is_set()
 
 
 async def test_names_with_slashes_travel(start: StartWorld) -> None:

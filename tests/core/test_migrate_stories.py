@@ -362,9 +362,9 @@ def test_source_agent_killed_mid_copy(back_after_s: float) -> None:
 class SlowToHear(FakeAgent):
     """A submission takes more than a second to arrive."""
 
-    async def submit(self, attempt: Attempt) -> AttemptReport:
+    async def submit(self, attempt: Attempt, wait_s: float = 0.0) -> AttemptReport:
         await asyncio.sleep(1.2)
-        return await super().submit(attempt)
+        return await super().submit(attempt, wait_s)
 
 
 def test_a_cancel_that_overtakes_the_migrate_call_still_aborts_it() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from labkit import disks_iscsi, uml_image, uml_seed, uml_units
+from labkit import disks_iscsi, libvirt_conf, uml_image, uml_seed, uml_units
 from labkit.layout import Layout
 from labkit.sh import LabRefusedError
 from labkit.state import Lab
@@ -152,3 +152,11 @@ def test_credentials_file_is_toml() -> None:
         "username": "h1",
         "password": "s3cret",
     }
+
+
+def test_an_arriving_guests_port_cannot_be_taken_by_a_connection() -> None:
+    """Seen under xargs -P 8: "Failed to find an available port: Address already in use"."""
+    first, last = libvirt_conf.MIGRATION_PORTS
+    assert f"migration_port_min = {first}\nmigration_port_max = {last}\n" in libvirt_conf.qemu(LAYOUT, "h1")
+    network = uml_units.files(LAYOUT, "h1")["etc/systemd/system/lab-network.service"]
+    assert f"echo {first}-{last} >/proc/sys/net/ipv4/ip_local_reserved_ports" in network

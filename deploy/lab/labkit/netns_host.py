@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from labkit import guest_image, hosts, netns_init, netns_seed, process, sh, switch
+from labkit import guest_image, hosts, libvirt_conf, netns_init, netns_seed, process, sh, switch
 from labkit.hosts import HostKind
 from labkit.layout import NETWORKS, STORAGE_HOST, Layout
 from labkit.sh import Completed, LabError, LabRefusedError
@@ -151,6 +151,7 @@ class NetnsHost:
             cables=list(NETWORKS),
             binds=[*foreign_mounts(), *([str(disks_dir(self.layout))] if storage else [])],
             run_dirs=["tgtd"] if storage else ["libvirt", "lock"],
+            reserved_ports=libvirt_conf.RESERVED_PORTS,
             daemon=tgtd if storage else ["libvirtd", "--listen"],
         )
 
