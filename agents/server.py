@@ -105,6 +105,10 @@ class Api:
             response = _problem(error.problem)
         except web.HTTPException as error:
             response = _problem(_of_http(error))
+        except web.RequestPayloadError as error:
+            title = "The body cannot be decoded"
+            problem = Problem(type=problems.BAD_REQUEST, title=title, status=400, detail=str(error))
+            response = _problem(problem)
         except Exception:
             log.exception("request failed by a bug", path=request.path)
             response = _problem(Problem(type=problems.INTERNAL, title="Internal error", status=500))

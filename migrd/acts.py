@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from agents.client import AttemptNotSeen, StaleEpoch
+from agents.mistakes import Seconds
 from agents.protocol import (
     Attempt,
     AttemptReport,
@@ -39,11 +40,11 @@ class Superseded(Exception):  # noqa: N818 - a state of the world
 class Patience:
     """How long the daemon waits for an agent. All in seconds."""
 
-    poll_s: float = 1.0  # one long poll: the age of migration progress
-    lost_contact_s: float = 20.0  # an attempt whose agent is silent for longer is "not ended, unknown"
-    retry_s: float = 0.5
-    observe_s: float = 20.0
-    stop_grace_s: float = 30.0  # beyond the shutdown's own deadline
+    poll_s: Seconds = 1.0  # one long poll: the age of migration progress
+    lost_contact_s: Seconds = 20.0  # an attempt whose agent is silent for longer is "not ended, unknown"
+    retry_s: Seconds = 0.5
+    observe_s: Seconds = 20.0
+    stop_grace_s: Seconds = 30.0  # beyond the shutdown's own deadline
 
 
 class Acts:

@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Literal
 
 import structlog
 
 from migrd import saga
 from migrd.changes import Change
-from migrd.control import DrainRequest, MigrateRequest, NotFound, Readiness, UndrainRequest
+from migrd.control import DrainRequest, MigrateRequest, NotFound, Readiness, UndrainRequest, reasons_of
 from migrd.engine import Engine, Settings
 from migrd.feed import Feed
-from migrd.model import Blocker, Cluster, Guest, HostState, Plan
+from migrd.model import Cluster, Guest, HostState, Plan
 from migrd.operations import ClusterEvent, Operation, OperationState
 from migrd.placement import Placement, find_guest
 from migrd.ports import (
@@ -258,6 +259,10 @@ class Controller:
         newest = sorted(self._engine.records.values(), key=lambda record: record.seq, reverse=True)
         return tuple(operation(record) for record in newest[: max(limit, 0)])
 
+    def open_operations(self) -> tuple[Operation, ...]:
+        newest = sorted(self._engine.open(), key=lambda record: record.seq, reverse=True)
+        return tuple(operation(record) for record in newest)
+
     def operation(self, operation_id: str) -> Operation:
         return operation(self._record(operation_id))
 
@@ -278,14 +283,15 @@ class Controller:
             refusals += (
                 f"{host} has no BMC: add [hosts.{host}.bmc] to migrd.toml, or drain without power-off",
             )
-        return _with_refusals(plan, refusals)
+        return replace(plan, refusals=tuple(dict.fromkeys(refusals)))
 
     async def plan_migrate(self, guest: str, request: MigrateRequest) -> Plan:
         found = self._guest(guest)
         if request.to is not None:
             self._host(request.to)
         plan = await self._engine.placement.plan_migrate(found, request.to)
-        return _with_refusals(plan, (*self._engine.busy(found.uuid), *plan.refusals))
+        refusals = (*self._engine.busy(found.uuid), *plan.refusals)
+        return replace(plan, refusals=tuple(dict.fromkeys(refusals)))
 
     # -- Control: work ----------------------------------------------------------------------------
 
@@ -313,13 +319,14 @@ class Controller:
     async def undrain(self, host: str, request: UndrainRequest) -> Operation:
         self._host(host)
         decided = self._engine.administrative().get(host)
-        if decided not in (HostState.DRAINED, HostState.OFF):
-            busy = self._host_busy(host)
-            raise Refused(*(busy or [f"{host} is not drained: there is nothing to take back"]))
+        reasons = self._host_busy(host)
+        if decided not in (HostState.DRAINED, HostState.OFF) and not reasons:
+            reasons.append(f"{host} is not drained: there is nothing to take back")
         if decided is HostState.OFF and not self._power.has(host):
-            raise Refused(
-                f"{host} is off and has no BMC: switch it on by hand, then migrctl host power {host} on"
-            )
+            text = f"{host} is off and has no BMC: switch it on by hand, then migrctl host power {host} on"
+            reasons.append(text)
+        if reasons:
+            raise Refused(*reasons)
         drain = self._last_drain(host)
         restore = () if drain is None or not request.restore else _moved(drain)
         row = UndrainRequested(
@@ -344,7 +351,7 @@ class Controller:
         reasons = self._host_busy(host)
         if not self._power.has(host):
             reasons.append(f"{host} has no BMC: add [hosts.{host}.bmc] to migrd.toml")
-        if action == "off" and not reasons:
+        if action == "off":
             reasons += (await self._engine.check_power_off(host)).reasons
         if reasons:
             raise Refused(*reasons)
@@ -434,26 +441,8 @@ def _moved(drain: DrainState) -> tuple[MovedGuest, ...]:
     return tuple(MovedGuest(guest=uuid, name=t.name, now_on=t.target) for uuid, t in drain.moved)
 
 
-def _with_refusals(plan: Plan, refusals: tuple[str, ...]) -> Plan:
-    return Plan(
-        host=plan.host,
-        moves=plan.moves,
-        stops=plan.stops,
-        stays=plan.stays,
-        blockers=plan.blockers,
-        refusals=tuple(dict.fromkeys(refusals)),
-        estimate_s=plan.estimate_s,
-    )
-
-
 def _refuse(plan: Plan) -> None:
     """All reasons at once, or nothing."""
-    reasons = [*plan.refusals, *(_sentence(blocker) for blocker in plan.blockers)]
+    reasons = reasons_of(plan)
     if reasons:
         raise Refused(*reasons)
-
-
-def _sentence(blocker: Blocker) -> str:
-    where = f" to {blocker.target}" if blocker.target else ""
-    remedy = f" ({blocker.remedy})" if blocker.remedy else ""
-    return f"{blocker.name or blocker.guest}{where}: {blocker.reason}{remedy}"

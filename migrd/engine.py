@@ -182,14 +182,18 @@ class Engine:
         task = self._tasks.create_task(self._guarded(runner), name=record.id)
         self._runner_tasks.add(task)
         task.add_done_callback(self._runner_tasks.discard)
+        # Not in _guarded: a task that is cancelled before its first step runs no `finally`.
+        task.add_done_callback(lambda _: self._over(runner))
+
+    def _over(self, runner: Runner) -> None:
+        self._runners.pop(runner.record.id, None)
+        runner.abandon(self.superseded or "the daemon is stopping: ask again")
 
     async def _guarded(self, runner: Runner) -> None:
         try:
             await runner.run()
         except* Superseded as group:
             self._stand_down(str(group.exceptions[0]))
-        finally:
-            self._runners.pop(runner.record.id, None)
 
     def _stand_down(self, why: str) -> None:
         """Another daemon is master (I4): stop all work where it is; that one goes on by its own journal."""

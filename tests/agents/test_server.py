@@ -34,13 +34,18 @@ def sweep(step: str = "s1", *, attempt: int = 1, epoch: int = 1, uuid: str = "u"
 
 
 async def raw(
-    world: World, tls: TlsFiles, method: str, path: str, body: bytes | None = None
+    world: World,
+    tls: TlsFiles,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
 ) -> tuple[int, dict[str, object]]:
     """One request without the client's help."""
     connector = aiohttp.TCPConnector(ssl=client_context(tls))
     async with (
         aiohttp.ClientSession(connector=connector) as session,
-        session.request(method, world.url + path, data=body) as response,
+        session.request(method, world.url + path, data=body, headers=headers) as response,
     ):
         return response.status, json.loads(await response.read())
 
@@ -148,6 +153,14 @@ async def test_bad_documents_are_answered_with_every_mistake(
         assert (status, problem["type"]) == (400, "bad-request")
         for word in words:
             assert word in " | ".join(problem["errors"])  # type: ignore[arg-type]
+
+
+async def test_a_body_that_cannot_be_decoded_is_no_bug(start: StartWorld, certificates: Certificates) -> None:
+    async with start() as world:
+        status, problem = await raw(
+            world, certificates.migrd, "POST", "/v1/attempts", b"x", {"Content-Encoding": "gzip"}
+        )
+        assert (status, problem["type"]) == (400, "bad-request")
 
 
 async def test_bodies_over_one_mebibyte_are_refused(start: StartWorld, certificates: Certificates) -> None:

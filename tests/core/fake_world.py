@@ -78,6 +78,7 @@ class World:
         self.migration_error: dict[str, str] = {}  # guest -> libvirt's words, once the copy is over
         self.lie = ""  # an error that libvirt reports for migrations that have succeeded
         self.bmc_dead: set[str] = set()
+        self.no_bmc: set[str] = set()
         self.off_commands: list[str] = []
 
     # -- building ---------------------------------------------------------------------------------

@@ -524,3 +524,16 @@ def test_events_tell_the_story_and_a_slow_subscriber_is_dropped() -> None:
             assert ended.state is OperationState.DONE
 
     run(story())
+
+
+def test_open_operations_are_those_that_have_not_ended() -> None:
+    async def story() -> None:
+        async with Cluster3(mixed_world()) as cluster:
+            ended = await cluster.controller.migrate("web1", MigrateRequest(to="h2"))
+            await cluster.until(ended.id)
+            cluster.world.copy_s = 50.0
+            first = await cluster.controller.migrate("web2", MigrateRequest(to="h2"))
+            second = await cluster.controller.migrate("db1", MigrateRequest(to="h2"))
+            assert [op.id for op in cluster.controller.open_operations()] == [second.id, first.id]
+
+    run(story())

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from migrd.control import MigrateRequest, UndrainRequest
+from migrd.control import DrainRequest, MigrateRequest, UndrainRequest
 from migrd.model import HostState
 from migrd.operations import OperationState
 from storage.errors import Refused
@@ -89,6 +89,46 @@ def test_power_off_of_a_host_with_guests_is_refused_with_all_reasons() -> None:
             assert "guest db1 is running" in str(refused.value)
             assert "guest web2 is running" in str(refused.value)
             assert cluster.world.off_commands == []
+
+    run(story())
+
+
+def test_what_the_bmc_and_the_guests_say_against_a_power_off_comes_together() -> None:
+    """I12 is told even where there is no BMC, and while another operation holds the host."""
+
+    async def story() -> None:
+        world = mixed_world()
+        world.no_bmc.add("h1")
+        async with Cluster3(world) as cluster:
+            world.copy_s = 50.0
+            held = await cluster.controller.drain("h1", DrainRequest())
+            await asyncio.sleep(5.0)
+            with pytest.raises(Refused) as refused:
+                await cluster.controller.power("h1", "off")
+            for word in (
+                f"held by {held.id}",
+                "h1 has no BMC",
+                "guest db1 is running",
+                "guest web2 is running",
+            ):
+                assert word in str(refused.value)
+
+    run(story())
+
+
+def test_undrain_tells_all_that_is_against_it() -> None:
+    async def story() -> None:
+        world = mixed_world()
+        async with Cluster3(world) as cluster:
+            await drain(cluster, power_off=True)
+            world.bmc_dead.add("h1")
+            held = await cluster.controller.power("h1", "on")
+            world.no_bmc.add("h1")
+            with pytest.raises(Refused) as refused:
+                await cluster.controller.undrain("h1", UndrainRequest())
+            assert len(refused.value.reasons) == 2
+            for word in (f"held by {held.id}", "off and has no BMC"):
+                assert word in str(refused.value)
 
     run(story())
 
