@@ -150,7 +150,7 @@ class DrbdDriver:
         """Prove the resource whole on both ends, and the window possible; changes nothing."""
         assert isinstance(volume, DrbdVolume)
         reasons = [*await self._config_reasons(volume)]
-        view = await self._view(volume.resource)
+        view = await self._whole_view(volume.resource)
         peer, major = handover.peer_node, view.major
         if peer not in volume.nodes:
             reasons.append(f"{volume.name}: {peer} is no node of it ({', '.join(volume.nodes)})")
@@ -179,6 +179,7 @@ class DrbdDriver:
             peer, major = handover.peer_node, view.major
             if decide.is_open(view.options, peer, major) is True:
                 return before
+            _need_whole(view)
             reasons = decide.reasons_not_to_open(view.status, view.options, peer_node=peer, major=major)
             if reasons:
                 raise Refused(*reasons)
@@ -193,6 +194,7 @@ class DrbdDriver:
             view = await self._view(name)
             if view.status.role is Role.PRIMARY and self._has(view.status, volume):
                 return
+            _need_whole(view)
             reasons = decide.reasons_not_to_promote(
                 view.status, view.options, peer_node=handover.peer_node, major=view.major
             )
@@ -233,6 +235,7 @@ class DrbdDriver:
                 raise Unknown(f"DRBD resource {volume.resource}: its options could not be read completely")
             if is_open is wanted or wanted:
                 return
+            _need_whole(view)
             reasons = decide.reasons_not_to_close(view.status, resource=volume.resource)
             if reasons:
                 raise Refused(*reasons)
@@ -317,6 +320,11 @@ class DrbdDriver:
         read = parse.status_json if major >= 9 else parse.events2
         return View(major, read(done.stdout, resource), await self._options(resource))
 
+    async def _whole_view(self, resource: str) -> View:
+        view = await self._view(resource)
+        _need_whole(view)
+        return view
+
     async def _options(self, resource: str) -> Options:
         done = await self._run(argv.show(resource), deadline_s=READ_DEADLINE_S)
         return show.parse(done.stdout, resource)
@@ -387,6 +395,13 @@ class DrbdDriver:
             yield
         finally:
             lock.release()
+
+
+def _need_whole(view: View) -> None:
+    """A cut or failed read says nothing against the resource: look again, do not undo the move for it (I19)."""
+    for what, complete in (("status", view.status.complete), ("options", view.options.complete)):
+        if not complete:
+            raise Retryable(f"DRBD resource {view.status.resource}: its {what} could not be read completely")
 
 
 def _no_such(done: Completed) -> bool:

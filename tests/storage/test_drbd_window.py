@@ -203,6 +203,23 @@ async def test_hanging_tools_are_unknown_and_reported_from_proc(cluster):
     assert report.sole_current_copy
 
 
+@pytest.mark.parametrize("tool", ["events2", "show"])
+async def test_i19_a_garbled_answer_is_asked_for_again_and_undoes_nothing(cluster, tool):
+    """REFUSED would turn the whole move round for one read that was cut short."""
+    for call in handover(cluster)[:4]:
+        cluster.pair.cut = {tool}
+        with pytest.raises(Retryable, match="could not be read completely"):
+            await call()
+        cluster.pair.cut = set()
+        await call()
+    cluster.pair.cut = {tool}
+    with pytest.raises(Retryable, match="could not be read completely"):
+        await cluster.acquire()
+    with pytest.raises((Retryable, Unknown), match="could not be read completely"):
+        await cluster.close("u2")
+    assert cluster.pair.role["u2"] == "Secondary"
+
+
 async def test_a_hung_promotion_is_unknown_and_undo_still_closes(cluster):
     await cluster.open("u1")
     await cluster.open("u2")
