@@ -96,16 +96,16 @@ class DrbdDriver:
     async def inspect(self, volume: Volume) -> VolumeReport:
         """Role, health, identity. A sick or unreadable resource is reported, never raised."""
         assert isinstance(volume, DrbdVolume)
-        if self._major() is None:
-            return VolumeReport(
-                volume=volume,
-                role=Role.DETACHED,
-                health=Health.UNREACHABLE,
-                identity=None,
-                size_bytes=None,
-                problems=(f"{volume.name}: {MODULE_MISSING}",),
-            )
         try:
+            if self._major() is None:
+                return VolumeReport(
+                    volume=volume,
+                    role=Role.DETACHED,
+                    health=Health.UNREACHABLE,
+                    identity=None,
+                    size_bytes=None,
+                    problems=(f"{volume.name}: {MODULE_MISSING}",),
+                )
             view = await self._view(volume.resource)
             uuid = await self._uuid(view, volume)
         except OutcomeError as error:
@@ -131,7 +131,10 @@ class DrbdDriver:
 
     def _fallback(self, volume: DrbdVolume, reasons: tuple[str, ...]) -> VolumeReport:
         """When the tools hang, /proc/drbd (8.4) often still shows the roles. Shown, never decided from."""
-        seen = parse.proc_drbd(self._proc_text(), volume.minor)
+        try:
+            seen = parse.proc_drbd(self._proc_text() or "", volume.minor)
+        except Unknown:
+            seen = None
         return VolumeReport(
             volume=volume,
             role=seen.role if seen else Role.UNKNOWN,
@@ -213,6 +216,8 @@ class DrbdDriver:
         assert isinstance(volume, DrbdVolume)
         name = volume.resource
         async with self._locked(name):
+            if self._major() is None:
+                return  # no module: no role to give up
             status = (await self._view(name)).status
             if status.complete and (not status.devices or status.role is Role.SECONDARY):
                 return
@@ -227,6 +232,8 @@ class DrbdDriver:
         assert isinstance(volume, DrbdVolume)
         wanted = before is not None and before.allow_two_primaries
         async with self._locked(volume.resource):
+            if self._major() is None:
+                return  # no module: no connection, so no flag
             view = await self._view(volume.resource)
             is_open = decide.is_open(view.options, handover.peer_node, view.major)
             if view.status.complete and not view.status.devices and not view.status.connections:
@@ -373,15 +380,24 @@ class DrbdDriver:
             return (f"{volume.name} is minor {found.minor} on this host and {volume.minor} on the other",)
         return ()
 
-    def _proc_text(self) -> str:
+    def _proc_text(self) -> str | None:
+        """None only if the file does not exist, which is how a module that is not loaded looks."""
         try:
             return self._proc.read_text(encoding="ascii", errors="replace")
-        except OSError:
-            return ""
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise Unknown(f"{self._proc} cannot be read: {error.strerror}") from error
 
     def _major(self) -> int | None:
-        found = parse.version(self._proc_text())
-        return found[0] if found else None
+        """Of the loaded module; None: it is not loaded. Raises Unknown when that cannot be told (I19)."""
+        text = self._proc_text()
+        if text is None:
+            return None
+        found = parse.version(text)
+        if found is None:
+            raise Unknown(f"{self._proc} does not name a DRBD version that is understood")
+        return found[0]
 
     @asynccontextmanager
     async def _locked(self, resource: str) -> AsyncIterator[None]:

@@ -273,3 +273,27 @@ async def test_module_not_loaded(cluster, tmp_path):
     with pytest.raises(OutcomeError, match="modprobe drbd"):
         await driver.open_window(VOLUME, cluster.source_side)
     assert [v.name for v in await driver.volumes()] == ["drbd:r0/0", "drbd:r1/0"]
+    # After a reboot without DRBD: no module, so no role to give up and no flag to clear.
+    await driver.release(VOLUME, cluster.source_side)
+    await driver.close_window(VOLUME, cluster.source_side, None)
+    assert all("dump-xml" in call for call in cluster.pair.calls)
+
+
+@pytest.mark.parametrize("content", ["", "version: tomorrow\n", None])
+async def test_i19_a_module_that_cannot_be_recognised_is_unknown_never_absent(cluster, tmp_path, content):
+    async def in_use(domain_uuid):
+        return False
+
+    proc = tmp_path / "strange"
+    if content is None:
+        proc.mkdir()  # reading it fails with another error than "no such file"
+    else:
+        proc.write_text(content)
+    driver = DrbdDriver(in_use=in_use, node="u1", run=cluster.pair.tool("u1"), proc_drbd=proc)
+    report = await driver.inspect(VOLUME)
+    assert (report.role, report.health) == (Role.UNKNOWN, Health.UNKNOWN)
+    assert report.dual_primary_allowed
+    assert report.sole_current_copy
+    for call in (driver.release(VOLUME, cluster.source_side), driver.close_window(VOLUME, cluster.source_side, None)):
+        with pytest.raises(Unknown):
+            await call
