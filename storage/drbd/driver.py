@@ -190,12 +190,16 @@ class DrbdDriver:
             return before
 
     async def acquire(self, volume: Volume, handover: Handover) -> None:
-        """Promote, never by force (I8), only a copy known to be current (I7)."""
+        """Promote, never by force (I8), only a copy known to be current (I7), and look again afterwards.
+
+        The link can break between the look and the promotion: both ends are then Primary, each for itself.
+        """
         assert isinstance(volume, DrbdVolume)
         name = volume.resource
         async with self._locked(name):
             view = await self._view(name)
             if view.status.role is Role.PRIMARY and self._has(view.status, volume):
+                await self._still_whole(view.status, handover, view.major)
                 return
             _need_whole(view)
             reasons = decide.reasons_not_to_promote(
@@ -204,8 +208,10 @@ class DrbdDriver:
             if reasons:
                 raise Refused(*reasons)
             done = await self._run(argv.primary(name), deadline_s=ACT_DEADLINE_S)
-            role = (await self._view(name)).status.role
+            status = (await self._view(name)).status
+            role = status.role
             if role is Role.PRIMARY:
+                await self._still_whole(status, handover, view.major)
                 return
             if role is Role.SECONDARY:
                 raise Failed(f"DRBD resource {name} could not be promoted: {done.said}")
@@ -249,6 +255,22 @@ class DrbdDriver:
             await self._set_flag(view, handover.peer_node, allowed=False)
 
     # -- parts -----------------------------------------------------------------------------------
+
+    async def _still_whole(self, status: Status, handover: Handover, major: int) -> None:
+        """Raise unless this end, Primary by now, still gets every write of the other; demote it before (I7).
+
+        DRBD refuses the demotion while a QEMU has the device open, so nothing is taken from a guest here.
+        """
+        name, peer = status.resource, handover.peer_node
+        reasons = decide.reasons_unhealthy(status, decide.peer_of(status, peer, major), peer)
+        if not reasons:
+            return
+        done = await self._run(argv.secondary(name), deadline_s=ACT_DEADLINE_S)
+        if (await self._view(name)).status.role is not Role.SECONDARY:
+            raise Unknown(*reasons, f"DRBD resource {name}: it could not be demoted again: {done.said}")
+        if not status.complete:
+            raise Retryable(*reasons)
+        raise Refused(*reasons)
 
     async def _demote(self, volume: DrbdVolume, handover: Handover) -> None:
         name = volume.resource

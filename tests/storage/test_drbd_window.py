@@ -159,6 +159,33 @@ async def test_target_that_lost_the_link_is_not_promoted(cluster):
     assert cluster.pair.role["u2"] == "Secondary"
 
 
+async def test_i7_a_link_that_breaks_at_the_promotion_is_seen_and_the_target_demoted(cluster):
+    await cluster.open("u1")
+    await cluster.open("u2")
+    cluster.pair.unlink_at_promotion = True
+    with pytest.raises(Refused, match="not connected"):
+        await cluster.acquire()
+    assert cluster.pair.role == {"u1": "Primary", "u2": "Secondary"}
+
+
+async def test_i7_a_repeated_acquire_does_not_take_an_ill_primary_for_done(cluster):
+    for call in handover(cluster)[:5]:
+        await call()
+    cluster.pair.linked = False
+    with pytest.raises(Refused, match="not connected"):
+        await cluster.acquire()
+    assert cluster.pair.role["u2"] == "Secondary"
+
+
+async def test_i7_a_guest_that_has_the_ill_volume_open_keeps_it(cluster):
+    for call in handover(cluster)[:6]:
+        await call()
+    cluster.pair.linked = False
+    with pytest.raises(Unknown, match="could not be demoted"):
+        await cluster.acquire()
+    assert cluster.pair.role["u2"] == "Primary"
+
+
 async def test_no_promotion_without_the_window(cluster):
     with pytest.raises(Refused, match="two primaries are not allowed"):
         await cluster.acquire()
