@@ -217,6 +217,18 @@ class DrbdDriver:
                 raise Failed(f"DRBD resource {name} could not be promoted: {done.said}")
             raise Unknown(f"DRBD resource {name}: role after promotion is not known: {done.said}")
 
+    async def reasons_apart(self, volume: Volume, handover: Handover) -> tuple[str, ...]:
+        """One read of the status: Connected, Established, UpToDate on both ends, nothing out of sync?"""
+        assert isinstance(volume, DrbdVolume)
+        major = self._major()
+        if major is None:
+            raise Unknown(f"DRBD resource {volume.resource}: {MODULE_MISSING}")
+        status = await self._status(volume.resource, major)
+        if not status.complete:
+            raise Retryable(f"DRBD resource {volume.resource}: its status could not be read completely")
+        connection = decide.peer_of(status, handover.peer_node, major)
+        return decide.reasons_unhealthy(status, connection, handover.peer_node)
+
     async def release(self, volume: Volume, handover: Handover) -> None:
         """Demote, once this host's QEMU of the guest is gone (I11). Retryable while it is held open."""
         assert isinstance(volume, DrbdVolume)
@@ -340,14 +352,19 @@ class DrbdDriver:
         major = self._major()
         if major is None:
             raise Refused(f"DRBD resource {resource}: {MODULE_MISSING}")
+        status = await self._status(resource, major)
+        if status.complete and not status.devices and not status.connections:
+            return View(major, status, Options(resource, complete=True))  # it is down: no options in force
+        return View(major, status, await self._options(resource))
+
+    async def _status(self, resource: str, major: int) -> Status:
         command = argv.status_9(resource) if major >= 9 else argv.status_84(resource)
         done = await self._run(command, deadline_s=READ_DEADLINE_S)
         if _no_such(done):
-            return View(
-                major, Status(resource, Role.UNKNOWN, "no", complete=True), Options(resource, complete=True)
-            )
-        read = parse.status_json if major >= 9 else parse.events2
-        return View(major, read(done.stdout, resource), await self._options(resource))
+            return Status(resource, Role.UNKNOWN, "no", complete=True)
+        return (
+            parse.status_json(done.stdout, resource) if major >= 9 else parse.events2(done.stdout, resource)
+        )
 
     async def _whole_view(self, resource: str) -> View:
         view = await self._view(resource)
@@ -436,7 +453,7 @@ class DrbdDriver:
 
 
 def _need_whole(view: View) -> None:
-    """A cut or failed read says nothing against the resource: look again, do not undo the move for it (I19)."""
+    """A cut or failed read says nothing against the resource: look again, undo no move for it (I19)."""
     for what, complete in (("status", view.status.complete), ("options", view.options.complete)):
         if not complete:
             raise Retryable(f"DRBD resource {view.status.resource}: its {what} could not be read completely")

@@ -110,6 +110,10 @@ class IscsiQemuDriver:
         if _wants_secret(volume) and not await self._has_secret(volume):
             raise Refused(f"{volume.name}: libvirt on this host has no secret {_secret_word(volume)}")
 
+    async def reasons_apart(self, volume: Volume, handover: Handover) -> tuple[str, ...]:
+        """Never: both hosts open one and the same LUN."""
+        return ()
+
     async def release(self, volume: Volume, handover: Handover) -> None:
         """Nothing to give up: QEMU's session ended with QEMU. The secret stays: other guests may share it."""
 

@@ -186,6 +186,31 @@ async def test_i7_a_guest_that_has_the_ill_volume_open_keeps_it(cluster):
     assert cluster.pair.role["u2"] == "Primary"
 
 
+@pytest.mark.parametrize(
+    ("sick", "word"),
+    [
+        (lambda p: setattr(p, "linked", False), "not connected"),
+        (lambda p: p.disk.update(u2="Inconsistent"), "Inconsistent"),
+        (lambda p: setattr(p, "out_of_sync", 4), "4 KiB are out of sync"),
+    ],
+)
+async def test_i7_a_break_during_the_copy_is_seen_from_the_source(cluster, sick, word):
+    for call in handover(cluster)[:5]:
+        await call()
+    assert await cluster.source.reasons_apart(VOLUME, cluster.source_side) == ()
+    sick(cluster.pair)
+    assert any(word in why for why in await cluster.source.reasons_apart(VOLUME, cluster.source_side))
+
+
+async def test_a_look_that_cannot_tell_raises_and_is_no_break(cluster):
+    cluster.pair.cut = {"events2"}
+    with pytest.raises(Retryable):
+        await cluster.source.reasons_apart(VOLUME, cluster.source_side)
+    cluster.pair.hang = {"events2"}
+    with pytest.raises(Unknown):
+        await cluster.source.reasons_apart(VOLUME, cluster.source_side)
+
+
 async def test_no_promotion_without_the_window(cluster):
     with pytest.raises(Refused, match="two primaries are not allowed"):
         await cluster.acquire()
@@ -321,6 +346,9 @@ async def test_i19_a_module_that_cannot_be_recognised_is_unknown_never_absent(cl
     assert (report.role, report.health) == (Role.UNKNOWN, Health.UNKNOWN)
     assert report.dual_primary_allowed
     assert report.sole_current_copy
-    for call in (driver.release(VOLUME, cluster.source_side), driver.close_window(VOLUME, cluster.source_side, None)):
+    for call in (
+        driver.release(VOLUME, cluster.source_side),
+        driver.close_window(VOLUME, cluster.source_side, None),
+    ):
         with pytest.raises(Unknown):
             await call
