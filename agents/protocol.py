@@ -200,8 +200,8 @@ class CloseWindow:
 class MigrateDomain:
     """Live pre-copy, peer-to-peer, persistent on the target, undefined on the source. Runs on the source.
 
-    The agent watches the replication of `volumes` to `handover.peer_node` and aborts when it breaks (I7). Both
-    are optional because ledgers and journals hold rows from before they existed: those are not watched.
+    The agent watches the replication of `volumes` to `handover.peer_node` and aborts when it breaks (I7).
+    Both are optional because ledgers hold rows from before they existed: those are not watched.
     """
 
     uuid: str

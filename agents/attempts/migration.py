@@ -103,7 +103,7 @@ async def adopt(
 
 
 class _Watch:
-    """Polls one migration: progress out, abort in. `close()` ends the watch over the replication beside it."""
+    """Polls one migration: progress out, abort in. `close()` ends the watch over its replication."""
 
     def __init__(
         self, command: MigrateDomain, hypervisor: Hypervisor, mirror: Mirror, control: Control, pace: Pace
