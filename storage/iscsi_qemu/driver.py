@@ -182,7 +182,10 @@ class IscsiQemuDriver:
             raise Retryable(f"{volume.name}: the target does not let this host see the LUN: {page.said}")
         identity = inq.identity(volume, page.stdout)
         if identity is None:
-            raise Refused(f"{volume.name}: the LUN gives no identity (VPD page 0x83)")
+            page = await self._run(inq.serial_number(volume), deadline_s=ASK_DEADLINE_S, env=env)
+            identity = inq.identity_by_serial(volume, page.stdout) if page.rc == 0 else None
+        if identity is None:
+            raise Refused(f"{volume.name}: the LUN gives no identity (VPD pages 0x83, 0x80)")
         answer = await self._run(inq.capacity(volume), deadline_s=ASK_DEADLINE_S, env=env)
         size = inq.size_bytes(answer.stdout) if answer.rc == 0 else None
         if size is None:
