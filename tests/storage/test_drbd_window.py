@@ -307,14 +307,6 @@ async def test_identical_calls_at_once_act_once(cluster):
     assert len(acted) == 1
 
 
-async def test_a_stuck_resource_does_not_stall_another(cluster):
-    lock = cluster.source._locks["other"]
-    await lock.acquire()
-    async with asyncio.timeout(5):
-        await cluster.open("u1")
-    lock.release()
-
-
 async def test_module_not_loaded(cluster, tmp_path):
     async def in_use(domain_uuid):
         return False
