@@ -1,24 +1,33 @@
-"""Looks at volumes: bounded, in parallel, and never twice at once at one that hangs."""
+"""Looks at volumes: bounded, in parallel, and never twice at once at one that hangs.
+
+A look keeps one of `PARALLEL` slots for at most `HOLD_S`: volumes that hang slow the others down once, and
+stall them never. What goes on without a slot is bounded by the number of volumes and by `LATE_MAX` (I20).
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 
 from agents.attempts.storage_steps import Drivers, driver_of
-from storage.errors import OutcomeError
+from storage.errors import OutcomeError, Retryable
 from storage.words import Health, Role, Volume, VolumeReport
 
 PARALLEL = 8
+HOLD_S = 2.0
+LATE_MAX = 64
 
 
 class VolumeLooks:
     """Asks drivers about volumes. `inspect` and `reach` never raise: what is not known is said so."""
 
-    def __init__(self, drivers: Drivers, *, deadline_s: float) -> None:
+    def __init__(self, drivers: Drivers, *, deadline_s: float, hold_s: float = HOLD_S) -> None:
         self._drivers = drivers
         self._deadline_s = deadline_s
+        self._hold_s = hold_s
         self._slots = asyncio.Semaphore(PARALLEL)
+        self._late = 0  # looks that go on without a slot
         self._hanging: dict[str, asyncio.Task[VolumeReport]] = {}
 
     async def held(self) -> tuple[tuple[Volume, ...], tuple[str, ...]]:
@@ -44,7 +53,7 @@ class VolumeLooks:
     async def reach(self, volume: Volume) -> tuple[str, ...]:
         """Why this host could not open the volume; empty when it could."""
         try:
-            async with asyncio.timeout(self._deadline_s), self._slots:
+            async with asyncio.timeout(self._deadline_s), self._slot():
                 return await driver_of(self._drivers, volume).reach(volume)
         except OutcomeError as error:
             return tuple(error.reasons)
@@ -67,8 +76,32 @@ class VolumeLooks:
 
     async def _look(self, volume: Volume) -> VolumeReport:
         driver = driver_of(self._drivers, volume)
-        async with self._slots:
+        async with self._slot():
             return await driver.inspect(volume)
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        """A slot that is lost after `hold_s`. Raises Retryable when too many go on without one."""
+        if self._late >= LATE_MAX:
+            raise Retryable(f"{self._late} looks at volumes hang on this host")
+        await self._slots.acquire()
+        is_late = False
+
+        def go_on_without() -> None:
+            nonlocal is_late
+            is_late = True
+            self._late += 1
+            self._slots.release()
+
+        timer = asyncio.get_running_loop().call_later(self._hold_s, go_on_without)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            if is_late:
+                self._late -= 1
+            else:
+                self._slots.release()
 
 
 def unknown(volume: Volume, *problems: str) -> VolumeReport:
