@@ -10,9 +10,13 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
+import structlog
+
 from agents.attempts.storage_steps import Drivers, driver_of
 from storage.errors import OutcomeError, Retryable
 from storage.words import Health, Role, Volume, VolumeReport
+
+log = structlog.get_logger()
 
 PARALLEL = 8
 HOLD_S = 2.0
@@ -42,6 +46,8 @@ class VolumeLooks:
                 problems.extend(f"{kind}: {reason}" for reason in error.reasons)
             except TimeoutError:
                 problems.append(f"{kind}: no answer in {self._deadline_s:g} s")
+            except Exception as error:
+                problems.append(f"{kind}: {_bug(error)}")
         return tuple(volumes), tuple(problems)
 
     async def inspect(self, volumes: Iterable[Volume]) -> tuple[VolumeReport, ...]:
@@ -59,6 +65,8 @@ class VolumeLooks:
             return tuple(error.reasons)
         except TimeoutError:
             return (f"{volume.name}: no answer in {self._deadline_s:g} s",)
+        except Exception as error:
+            return (f"{volume.name}: {_bug(error)}",)
 
     async def _inspect(self, volume: Volume) -> VolumeReport:
         task = self._hanging.get(volume.name)
@@ -73,6 +81,8 @@ class VolumeLooks:
             return unknown(volume, f"no answer in {self._deadline_s:g} s")
         except OutcomeError as error:
             return unknown(volume, *error.reasons)
+        except Exception as error:
+            return unknown(volume, _bug(error))
 
     async def _look(self, volume: Volume) -> VolumeReport:
         driver = driver_of(self._drivers, volume)
@@ -102,6 +112,12 @@ class VolumeLooks:
                 self._late -= 1
             else:
                 self._slots.release()
+
+
+def _bug(error: Exception) -> str:
+    """A bug in a driver must not end the agent: its kind is told (I17), the log has the rest."""
+    log.error("a storage driver failed by a bug", exc_info=error)
+    return f"internal error ({type(error).__name__}); the agent's log has the traceback"
 
 
 def unknown(volume: Volume, *problems: str) -> VolumeReport:

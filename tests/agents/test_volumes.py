@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import structlog
+
 from agents.volumes import LATE_MAX, PARALLEL, VolumeLooks
 from storage.words import DrbdVolume, Health, Volume, VolumeReport
-from tests.agents.fakes import FakeDriver
+from tests.agents.conftest import StartWorld
+from tests.agents.fakes import FakeDriver, FakeHypervisor, running
 
 
 def volumes(first: int, count: int) -> list[DrbdVolume]:
@@ -50,3 +53,39 @@ async def test_i20_what_hangs_is_bounded() -> None:
     await looks.inspect(hung)
     (report,) = await looks.inspect(volumes(1000, 1))
     assert "looks at volumes hang on this host" in report.problems[0]
+
+
+class Broken(FakeDriver):
+    """A bug in every method that looks."""
+
+    async def volumes(self) -> tuple[Volume, ...]:
+        raise ValueError("password=hunter2")
+
+    async def reach(self, volume: Volume) -> tuple[str, ...]:
+        raise ValueError("password=hunter2")
+
+    async def inspect(self, volume: Volume) -> VolumeReport:
+        raise ValueError("password=hunter2")
+
+
+async def test_i19_a_bug_in_a_driver_is_unknown_and_logged_and_ends_nothing() -> None:
+    (volume,) = volumes(0, 1)
+    looks = VolumeLooks({"drbd": Broken()}, deadline_s=5.0)
+    with structlog.testing.capture_logs() as lines:
+        (report,) = await looks.inspect([volume])
+        held, problems = await looks.held()
+        reasons = await looks.reach(volume)
+    assert (report.health, report.identity, held) == (Health.UNKNOWN, None, ())
+    for text in (*report.problems, *problems, *reasons):
+        assert "internal error (ValueError)" in text
+        assert "hunter2" not in text
+    assert [type(line["exc_info"]) for line in lines] == [ValueError] * 3
+
+
+async def test_an_agent_outlives_a_bug_in_its_drivers(start: StartWorld) -> None:
+    async with start(FakeHypervisor(running("u")), Broken()) as world:
+        for _ in range(3):
+            report = await world.client.report()
+            await asyncio.sleep(0.3)
+        assert [domain.uuid for domain in report.domains] == ["u"]
+        assert any("internal error (ValueError)" in problem for problem in report.problems)
