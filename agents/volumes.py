@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import structlog
 
@@ -23,6 +24,14 @@ HOLD_S = 2.0
 LATE_MAX = 64
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A look at one volume that has not ended. `began_s` is the event loop's clock."""
+
+    task: asyncio.Task[VolumeReport]
+    began_s: float
+
+
 class VolumeLooks:
     """Asks drivers about volumes. `inspect` and `reach` never raise: what is not known is said so."""
 
@@ -32,7 +41,7 @@ class VolumeLooks:
         self._hold_s = hold_s
         self._slots = asyncio.Semaphore(PARALLEL)
         self._late = 0  # looks that go on without a slot
-        self._hanging: dict[str, asyncio.Task[VolumeReport]] = {}
+        self._looking: dict[str, Look] = {}
 
     async def held(self) -> tuple[tuple[Volume, ...], tuple[str, ...]]:
         """Every volume the drivers know of on this host, and the problems met."""
@@ -51,7 +60,10 @@ class VolumeLooks:
         return tuple(volumes), tuple(problems)
 
     async def inspect(self, volumes: Iterable[Volume]) -> tuple[VolumeReport, ...]:
-        """One report per volume, by name; UNKNOWN for one that does not answer in time."""
+        """One report per volume, by name; UNKNOWN for one that does not answer in time.
+
+        Every look began after the question: an older one may have seen the flag before it was cleared.
+        """
         unique = {volume.name: volume for volume in volumes}
         found = await asyncio.gather(*(self._inspect(volume) for volume in unique.values()))
         return tuple(sorted(found, key=lambda report: report.volume.name))
@@ -69,20 +81,38 @@ class VolumeLooks:
             return (f"{volume.name}: {_bug(error)}",)
 
     async def _inspect(self, volume: Volume) -> VolumeReport:
-        task = self._hanging.get(volume.name)
-        if task is None:
-            task = asyncio.create_task(self._look(volume), name=f"inspect {volume.name}")
-            self._hanging[volume.name] = task
-            task.add_done_callback(lambda _: self._hanging.pop(volume.name, None))
+        asked_s = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(self._deadline_s):
-                return await asyncio.shield(task)
+                look = self._look_at(volume)
+                while look.began_s < asked_s:
+                    hangs_s = asked_s - look.began_s
+                    if hangs_s > self._deadline_s:
+                        return unknown(volume, f"a look that began {hangs_s:.0f} s ago has not ended")
+                    await asyncio.wait({look.task})
+                    look = self._look_at(volume)
+                return await asyncio.shield(look.task)
         except TimeoutError:
             return unknown(volume, f"no answer in {self._deadline_s:g} s")
         except OutcomeError as error:
             return unknown(volume, *error.reasons)
         except Exception as error:
             return unknown(volume, _bug(error))
+
+    def _look_at(self, volume: Volume) -> Look:
+        """The look that goes on, else a new one: never two at once."""
+        look = self._looking.get(volume.name)
+        if look is None or look.task.done():
+            task = asyncio.create_task(self._look(volume), name=f"inspect {volume.name}")
+            look = self._looking[volume.name] = Look(task, asyncio.get_running_loop().time())
+            task.add_done_callback(lambda task: self._ended(volume.name, task))
+        return look
+
+    def _ended(self, name: str, task: asyncio.Task[VolumeReport]) -> None:
+        if name in self._looking and self._looking[name].task is task:
+            del self._looking[name]
+        if not task.cancelled():
+            task.exception()  # perhaps nobody waits for it any more: keep asyncio from complaining
 
     async def _look(self, volume: Volume) -> VolumeReport:
         driver = driver_of(self._drivers, volume)

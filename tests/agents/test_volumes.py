@@ -89,3 +89,52 @@ async def test_an_agent_outlives_a_bug_in_its_drivers(start: StartWorld) -> None
             await asyncio.sleep(0.3)
         assert [domain.uuid for domain in report.domains] == ["u"]
         assert any("internal error (ValueError)" in problem for problem in report.problems)
+
+
+class Slow(FakeDriver):
+    """Reads the flag at once and answers when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer = asyncio.Event()
+        self.reads = 0
+
+    async def inspect(self, volume: Volume) -> VolumeReport:
+        self.reads += 1
+        report = await super().inspect(volume)
+        await self.answer.wait()
+        return report
+
+
+async def test_i6_an_observe_does_not_join_a_look_that_began_before_the_question() -> None:
+    """The inventory looked while the window was open; it is closed; the verification asks."""
+    (volume,) = volumes(0, 1)
+    driver = Slow()
+    driver.open_windows.add(volume.name)
+    looks = VolumeLooks({"drbd": driver}, deadline_s=5.0)
+    inventory = asyncio.create_task(looks.inspect([volume]))
+    await asyncio.sleep(0.05)
+    driver.open_windows.clear()
+    verifications = [asyncio.create_task(looks.inspect([volume])) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    assert driver.reads == 1  # never two at once
+    driver.answer.set()
+    assert (await inventory)[0].dual_primary_allowed
+    for verification in verifications:
+        assert not (await verification)[0].dual_primary_allowed
+    assert driver.reads == 2
+
+
+async def test_a_look_past_its_deadline_is_answered_for_at_once() -> None:
+    (volume,) = volumes(0, 1)
+    driver = Slow()
+    looks = VolumeLooks({"drbd": driver}, deadline_s=0.2)
+    assert (await looks.inspect([volume]))[0].health is Health.UNKNOWN
+    await asyncio.sleep(0.1)
+    async with asyncio.timeout(0.1):
+        (report,) = await looks.inspect([volume])
+    assert "has not ended" in report.problems[0]
+    assert driver.reads == 1
+    driver.answer.set()
+    await asyncio.sleep(0.05)
+    assert (await looks.inspect([volume]))[0].health is Health.OK
