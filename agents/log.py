@@ -1,4 +1,7 @@
-"""Structured logs: one JSON object per line on stderr. Nothing secret is ever passed to it (I17)."""
+"""Structured logs: one JSON object per line on stderr. Nothing secret is ever passed to it (I17).
+
+A traceback is logged without local variables: a frame that an error passes through may hold a password.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import logging
 import sys
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 
 
 def set_up(level: str = "info") -> None:
@@ -14,7 +18,7 @@ def set_up(level: str = "info") -> None:
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.dict_tracebacks,
+        structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
     ]
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(

@@ -198,7 +198,11 @@ class CloseWindow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrateDomain:
-    """Live pre-copy, peer-to-peer, persistent on the target, undefined on the source. Runs on the source."""
+    """Live pre-copy, peer-to-peer, persistent on the target, undefined on the source. Runs on the source.
+
+    The agent watches the replication of `volumes` to `handover.peer_node` and aborts when it breaks (I7).
+    Both are optional because ledgers hold rows from before they existed: those are not watched.
+    """
 
     uuid: str
     target_uri: str
@@ -206,6 +210,8 @@ class MigrateDomain:
     downtime_limit_ms: int = 300
     bandwidth_bps: int | None = None  # bytes per second; None = no limit
     deadline_s: float = 3600.0  # asked to abort after that
+    volumes: tuple[AnyVolume, ...] = ()
+    handover: Handover | None = None
     kind: Literal["migrate-domain"] = "migrate-domain"
 
 

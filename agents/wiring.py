@@ -92,6 +92,8 @@ class HostDiscover:
                 found = await self._read_devices()
         except (OutcomeError, TimeoutError) as error:
             log.warning("storage devices cannot be read", error=str(error) or "no answer")
+        except Exception:  # a bug in a driver must not end the agent: the last known devices stay
+            log.exception("storage devices cannot be read")
         else:
             self._devices = found
             self._known.clear()  # cheap to read again; and a domain that is gone must not stay

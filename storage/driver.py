@@ -51,6 +51,14 @@ class Driver(Protocol):
         """Target: take the right to write (drbd: promote). Refused unless known current (I7)."""
         ...
 
+    async def reasons_apart(self, volume: Volume, handover: Handover) -> tuple[str, ...]:
+        """Source, while the guest migrates: why the target may miss writes (I7); empty when it gets them all.
+
+        Asked every poll, so it is cheap, takes no lock and changes nothing. Raises Retryable or Unknown when
+        it cannot be told.
+        """
+        ...
+
     async def release(self, volume: Volume, handover: Handover) -> None:
         """Give the right up (drbd: demote; iscsi: logout), only once this host's QEMU is gone (I11)."""
         ...

@@ -2,7 +2,8 @@
 
 A tool that talks to the kernel (drbdsetup, iscsiadm) can hang in uninterruptible sleep, where even SIGKILL
 waits. The caller gets its answer at the deadline all the same: `Unknown`, because what the kernel did is not
-known. Such survivors are counted, and past `MAX_STUCK` no further tool is started (I20).
+known. While such a survivor hangs, the same command line is not started again: one stuck resource costs a
+process per question about it, however often it is asked. Different ones are bounded by `MAX_STUCK` (I20).
 Secrets never stand in argv (I17): give them through `env` or `input`, neither of which is ever logged.
 """
 
@@ -12,19 +13,17 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from storage.errors import Refused, Retryable, Unknown
 
 MAX_OUTPUT_BYTES = 4 * 1024 * 1024
-MAX_STUCK = 16
+MAX_STUCK = 64
 _KILL_GRACE_S = 0.5
 _PIPE_GRACE_S = 1.0
 _STDOUT, _STDERR = 1, 2
-
-_stuck: set[asyncio.SubprocessTransport] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,47 +58,75 @@ class Runner(Protocol):
         ...
 
 
-async def run(
-    argv: Sequence[str],
-    *,
-    deadline_s: float,
-    input: bytes | None = None,
-    env: Mapping[str, str] | None = None,
-) -> Completed:
-    """Run `argv` in its own process group; `env` is added to this process's environment with LC_ALL=C.
+class Spawn(Protocol):
+    """Starts a process. Tests hand in one whose processes never end, as in uninterruptible sleep."""
 
-    Raises Refused (not installed or not executable), Retryable (too many tools hang already) and
-    Unknown (not ended after `deadline_s`; its group was sent SIGKILL).
-    """
-    _stuck.difference_update({tool for tool in _stuck if tool.get_returncode() is not None})
-    if len(_stuck) >= MAX_STUCK:
-        raise Retryable(
-            f"{len(_stuck)} storage tools hang in the kernel; no further one is started: see dmesg"
-        )
-    transport, output = await _start(argv, has_input=input is not None, env=env)
-    try:
-        async with asyncio.timeout(deadline_s):
-            _feed(transport, input)
-            await output.exited.wait()
-        # A daemon started by the tool may keep the pipes open: the tool itself has ended, so go on.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_PIPE_GRACE_S):
-                await output.closed.wait()
-    except TimeoutError:
-        raise Unknown(f"{' '.join(argv)} did not end within {deadline_s:g} s and was killed") from None
-    finally:
-        await _end(transport, output)
-    rc = transport.get_returncode()
-    assert rc is not None
-    return Completed(tuple(argv), rc, output.text(_STDOUT), output.text(_STDERR), output.dropped)
+    def __call__(
+        self, argv: Sequence[str], *, has_input: bool, env: Mapping[str, str] | None
+    ) -> Awaitable[tuple[asyncio.SubprocessTransport, Output]]:
+        """Raise Refused when it is not installed or not executable."""
+        ...
 
 
-async def _start(
+class Tools:
+    """The Runner. It remembers the tools that outlived SIGKILL, by command line."""
+
+    def __init__(self, spawn: Spawn | None = None) -> None:
+        self._spawn: Spawn = spawn or start
+        self._stuck: dict[asyncio.SubprocessTransport, tuple[str, ...]] = {}
+
+    async def __call__(
+        self,
+        argv: Sequence[str],
+        *,
+        deadline_s: float,
+        input: bytes | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Completed:
+        """Run `argv` in its own process group; `env` is added to this process's environment with LC_ALL=C.
+
+        Raises Refused (not installed or not executable), Retryable (the same one, or too many, hang already)
+        and Unknown (not ended after `deadline_s`; its group was sent SIGKILL).
+        """
+        self._stuck = {tool: words for tool, words in self._stuck.items() if tool.get_returncode() is None}
+        reason = reason_not_to_start(tuple(argv), tuple(self._stuck.values()))
+        if reason:
+            raise Retryable(reason)
+        transport, output = await self._spawn(argv, has_input=input is not None, env=env)
+        try:
+            async with asyncio.timeout(deadline_s):
+                _feed(transport, input)
+                await output.exited.wait()
+            # A daemon started by the tool may keep the pipes open: the tool itself has ended, so go on.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PIPE_GRACE_S):
+                    await output.closed.wait()
+        except TimeoutError:
+            raise Unknown(f"{' '.join(argv)} did not end within {deadline_s:g} s and was killed") from None
+        finally:
+            if not await _end(transport, output):
+                self._stuck[transport] = tuple(argv)
+        rc = transport.get_returncode()
+        assert rc is not None
+        return Completed(tuple(argv), rc, output.text(_STDOUT), output.text(_STDERR), output.dropped)
+
+
+def reason_not_to_start(argv: tuple[str, ...], stuck: Sequence[tuple[str, ...]]) -> str | None:
+    """Pure: why this command line must wait for tools that hang in the kernel; None when it need not."""
+    if argv in stuck:
+        return f"an earlier {' '.join(argv)} still hangs in the kernel, so it is not started again: see dmesg"
+    different = len(set(stuck))
+    if different >= MAX_STUCK:
+        return f"{different} different storage tools hang in the kernel; no other is started: see dmesg"
+    return None
+
+
+async def start(
     argv: Sequence[str], *, has_input: bool, env: Mapping[str, str] | None
-) -> tuple[asyncio.SubprocessTransport, _Output]:
+) -> tuple[asyncio.SubprocessTransport, Output]:
     try:
         return await asyncio.get_running_loop().subprocess_exec(
-            _Output,
+            Output,
             *argv,
             stdin=asyncio.subprocess.PIPE if has_input else asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -113,7 +140,7 @@ async def _start(
         raise Refused(f"{argv[0]} cannot be started on this host: {error.strerror}") from error
 
 
-class _Output(asyncio.SubprocessProtocol):
+class Output(asyncio.SubprocessProtocol):
     """Collects both streams up to the bound and drains the rest, so that no tool blocks on a full pipe."""
 
     def __init__(self) -> None:
@@ -149,14 +176,21 @@ def _feed(transport: asyncio.SubprocessTransport, data: bytes | None) -> None:
         pipe.write_eof()
 
 
-async def _end(transport: asyncio.SubprocessTransport, output: _Output) -> None:
-    """Kill the group if it still runs, and close our ends of the pipes whatever holds the others."""
+async def _end(transport: asyncio.SubprocessTransport, output: Output) -> bool:
+    """Kill the group if it still runs, and close our ends of the pipes whatever holds the others.
+
+    False when it is still there: it sleeps in the kernel, where no signal reaches it.
+    """
     if transport.get_returncode() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(transport.get_pid(), signal.SIGKILL)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_KILL_GRACE_S):
                 await output.exited.wait()
-        if transport.get_returncode() is None:
-            _stuck.add(transport)
+    has_ended = transport.get_returncode() is not None
     transport.close()
+    return has_ended
+
+
+run = Tools()
+"""The Runner of this process: every driver shares it, so that the bound holds for all of them together."""

@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
+from typing import Any
 
 from agents.attempts.control import Control
+from agents.attempts.mirror import Mirror
 from agents.attempts.outcomes import Ended
+from agents.attempts.storage_steps import Drivers
 from agents.hypervisor.words import DomainFacts, Hypervisor, MigrateRequest
 from agents.protocol import AttemptResult, DomainState, MigrateDomain, MigrationProgress, Outcome
 from storage.errors import Failed, Refused, Retryable, Unknown
@@ -29,6 +32,7 @@ class Pace:
     settle_s: float = 10.0  # for the source to be gone after a success
     figures_s: float = 0.2  # for the event with the final figures
     blind_s: float = 60.0  # how long a followed job may be out of sight
+    mirror_look_s: float = 5.0  # deadline of one look at the replication
 
 
 def reasons_not_to_migrate(facts: DomainFacts) -> tuple[str, ...]:
@@ -40,8 +44,16 @@ def reasons_not_to_migrate(facts: DomainFacts) -> tuple[str, ...]:
     return ()
 
 
-async def migrate(command: MigrateDomain, hypervisor: Hypervisor, control: Control, pace: Pace) -> Ended:
+async def migrate(
+    command: MigrateDomain, hypervisor: Hypervisor, drivers: Drivers, control: Control, pace: Pace
+) -> Ended:
     """Run the command. Raises Refused, Retryable, Failed (nothing was sent), Unknown (look at both hosts)."""
+    mirror = Mirror(command, drivers, look_s=pace.mirror_look_s)
+    sight = await mirror.look()
+    if sight.apart:
+        raise Refused(*sight.apart)
+    if sight.blind:
+        raise Retryable(*sight.blind)
     facts = await hypervisor.facts(command.uuid)
     reasons = reasons_not_to_migrate(facts)
     if reasons:
@@ -57,7 +69,7 @@ async def migrate(command: MigrateDomain, hypervisor: Hypervisor, control: Contr
         downtime_limit_ms=command.downtime_limit_ms,
         bandwidth_bps=command.bandwidth_bps,
     )
-    watch = _Watch(command, hypervisor, control, pace)
+    watch = _Watch(command, hypervisor, mirror, control, pace)
     call = asyncio.create_task(hypervisor.migrate(request))
     try:
         await watch.until_ended(call)
@@ -71,22 +83,31 @@ async def migrate(command: MigrateDomain, hypervisor: Hypervisor, control: Contr
         raise
     finally:
         call.cancel()  # a thread that hangs in the call keeps its connection, not this attempt
+        watch.close()
     await _source_gone(command.uuid, hypervisor, pace)
     return Ended(outcome=Outcome.DONE, result=AttemptResult(progress=await watch.final_figures()))
 
 
-async def adopt(command: MigrateDomain, hypervisor: Hypervisor, control: Control, pace: Pace) -> Ended:
+async def adopt(
+    command: MigrateDomain, hypervisor: Hypervisor, drivers: Drivers, control: Control, pace: Pace
+) -> Ended:
     """Follow a migration begun by a former life of this agent until its job ends. Always raises Unknown."""
-    watch = _Watch(command, hypervisor, control, pace)
-    await watch.follow()
+    mirror = Mirror(command, drivers, look_s=pace.mirror_look_s)
+    watch = _Watch(command, hypervisor, mirror, control, pace)
+    try:
+        await watch.follow()
+    finally:
+        watch.close()
     control.latest = await watch.final_figures()  # if it moved, the daemon still learns its downtime
     raise Unknown("the agent restarted while this migration ran: look at both hosts")
 
 
 class _Watch:
-    """Polls one migration: progress out, abort in."""
+    """Polls one migration: progress out, abort in. `close()` ends the watch over its replication."""
 
-    def __init__(self, command: MigrateDomain, hypervisor: Hypervisor, control: Control, pace: Pace) -> None:
+    def __init__(
+        self, command: MigrateDomain, hypervisor: Hypervisor, mirror: Mirror, control: Control, pace: Pace
+    ) -> None:
         self._command = command
         self._hypervisor = hypervisor
         self._control = control
@@ -97,13 +118,24 @@ class _Watch:
         self._late_at = loop.time() + command.deadline_s
         self._give_up_at: float | None = None
         self.why_aborted: tuple[str, ...] = ()
+        self._apart = asyncio.create_task(mirror.until_apart(pace.poll_s))
+
+    def close(self) -> None:
+        """Nobody watches the replication any more."""
+        self._apart.cancel()
 
     async def until_ended(self, call: asyncio.Task[None]) -> None:
         """Return when the call has ended. Raises Unknown when it did not end long after an abort."""
         wait_s = self._pace.first_poll_s
-        while not (await asyncio.wait({call}, timeout=wait_s))[0]:
+        while not await self._ended(call, wait_s):
             wait_s = min(wait_s * 2, self._pace.poll_s)
             await self._step()
+
+    async def _ended(self, call: asyncio.Task[None], wait_s: float) -> bool:
+        """Wait, but not when the replication has just broken: the abort must not lose a poll."""
+        waiting: set[asyncio.Task[Any]] = {call} if self.why_aborted else {call, self._apart}
+        await asyncio.wait(waiting, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+        return call.done()
 
     async def follow(self) -> None:
         """Return when the domain has no outgoing job any more, or could not be seen for `blind_s`."""
@@ -152,6 +184,8 @@ class _Watch:
                 self.why_aborted = ("aborted on request",)
             elif self._now() > self._late_at:
                 self.why_aborted = (f"aborted: it took longer than {self._command.deadline_s:g} s",)
+            elif self._apart.done():
+                self.why_aborted = ("aborted: the target's copy may miss writes (I7)", *self._apart.result())
             else:
                 return
             self._give_up_at = self._now() + self._pace.abort_grace_s

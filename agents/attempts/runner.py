@@ -250,13 +250,13 @@ class Attempts:
     async def _adopt(self, live: Live) -> Ended:
         command = live.attempt.command
         if isinstance(command, MigrateDomain):
-            return await adopt(command, self._hypervisor, live.control, self._pace)
+            return await adopt(command, self._hypervisor, self._drivers, live.control, self._pace)
         return Ended(outcome=Outcome.UNKNOWN, reasons=("the agent restarted while this ran",))
 
     async def _do(self, live: Live) -> Ended:
         match live.attempt.command:
             case MigrateDomain() as command:
-                return await migrate(command, self._hypervisor, live.control, self._pace)
+                return await migrate(command, self._hypervisor, self._drivers, live.control, self._pace)
             case SweepTarget() as command:
                 return await sweep(command, self._hypervisor)
             case ShutdownDomain() as command:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
+
+import structlog
 
 from agents.attempts.outcomes import Ended, merge
 from agents.protocol import (
@@ -15,8 +17,10 @@ from agents.protocol import (
     ReleaseVolumes,
 )
 from storage.driver import Driver
-from storage.errors import Refused, Unknown
+from storage.errors import OutcomeError, Refused, Unknown
 from storage.words import OtherVolume, Volume, VolumeReport, WindowOptions
+
+log = structlog.get_logger()
 
 StorageCommand = PrepareVolumes | OpenWindow | AcquireVolumes | ReleaseVolumes | CloseWindow
 Drivers = Mapping[str, Driver]
@@ -42,6 +46,7 @@ async def run_storage(command: StorageCommand, drivers: Drivers, *, deadline_s: 
         for volume in command.volumes
     ]
     ended = await asyncio.gather(*calls, return_exceptions=True)
+    _log_bugs(command, ended)
     outcome, reasons = merge(ended)
     order = [volume.name for volume in command.volumes]
     return Ended(
@@ -52,6 +57,13 @@ async def run_storage(command: StorageCommand, drivers: Drivers, *, deadline_s: 
             before=tuple(before[name] for name in order if name in before),
         ),
     )
+
+
+def _log_bugs(command: StorageCommand, ended: Sequence[BaseException | None]) -> None:
+    """The outcome tells only the kind of an unforeseen error (I17) and points to this traceback."""
+    for volume, error in zip(command.volumes, ended, strict=True):
+        if error is not None and not isinstance(error, OutcomeError):
+            log.error("storage driver failed by a bug", volume=volume.name, exc_info=error)
 
 
 async def _with_deadline(call: Awaitable[None], volume: Volume, deadline_s: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from storage.words import Health, Side, Volume, VolumeReport
+from storage.words import DrbdVolume, Health, Side, Volume, VolumeReport
 
 
 def reasons_not_to_hand_over(
@@ -29,6 +29,33 @@ def reasons_not_to_hand_over(
     return tuple(reasons)
 
 
+def reasons_apart(
+    volumes: Iterable[Volume],
+    source: Iterable[VolumeReport],
+    target: Iterable[VolumeReport],
+    *,
+    hosts: tuple[str, str],
+) -> tuple[str, ...]:
+    """I7: why a replica on one host may miss writes of the other; asked before one of them is let go.
+
+    Equal identities are equal data generations, and OK on both means that neither has written alone.
+    """
+    on_source = {report.volume.name: report for report in source}
+    on_target = {report.volume.name: report for report in target}
+    reasons: list[str] = []
+    for volume in volumes:
+        if not isinstance(volume, DrbdVolume):
+            continue
+        here, there = on_source.get(volume.name), on_target.get(volume.name)
+        if here is None or there is None:
+            missing = hosts[0] if here is None else hosts[1]
+            reasons.append(f"{volume.name}: {missing} did not report this volume")
+            continue
+        reasons += _identity(here, there, hosts)
+        reasons += _illness(here, hosts[0]) + _illness(there, hosts[1])
+    return tuple(reasons)
+
+
 def _identity(here: VolumeReport, there: VolumeReport, hosts: tuple[str, str]) -> list[str]:
     name = here.volume.name
     unproved = [host for host, report in zip(hosts, (here, there), strict=True) if not report.identity]
@@ -47,16 +74,20 @@ def _identity(here: VolumeReport, there: VolumeReport, hosts: tuple[str, str]) -
 
 
 def _fitness(report: VolumeReport, host: str) -> list[str]:
-    reasons = []
-    if report.health is not Health.OK:
-        told = "; ".join(report.problems) or "no reason given"
-        reasons.append(f"{report.volume.name}: health on {host} is {report.health}: {told}")
+    reasons = _illness(report, host)
     if report.dual_primary_allowed:
         reasons.append(
             f"{report.volume.name}: two primaries are allowed on {host} already, outside of this migration; "
             "find out why, then clear allow-two-primaries"
         )
     return reasons
+
+
+def _illness(report: VolumeReport, host: str) -> list[str]:
+    if report.health is Health.OK:
+        return []
+    told = "; ".join(report.problems) or "no reason given"
+    return [f"{report.volume.name}: health on {host} is {report.health}: {told}"]
 
 
 def open_windows(side: Side, host: str, reports: Iterable[VolumeReport]) -> tuple[str, ...]:

@@ -162,6 +162,8 @@ def command_for(state: MigrateState, stage: Stage, side: Side) -> Command:  # no
                 downtime_limit_ms=request.downtime_limit_ms,
                 bandwidth_bps=request.bandwidth_bps,
                 deadline_s=request.deadline_s,
+                volumes=request.volumes,
+                handover=handover,
             )
         case Stage.SWEEP:
             return SweepTarget(uuid=request.guest)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from agents.protocol import Observation
 from migrd.reconcile import Pair, SideView, Verdict, verdict
 from migrd.sagas.commands import Abort
-from migrd.sagas.compare import open_windows
+from migrd.sagas.compare import open_windows, reasons_apart
 from migrd.sagas.events import Looked
 from migrd.sagas.migrate_moves import (
     Result,
@@ -76,6 +76,10 @@ def decide(state: MigrateState, event: Looked) -> Result:
     found = verdict(pair)
     if found is Verdict.UNKNOWN:
         return _unknown(state, event, pair)
+    if found in (COMMIT_POINT, Verdict.STOPPED_ON_TARGET) and not state.committed:
+        apart = _apart(state, event)
+        if apart:
+            return _diverged(state, apart)
     table = _AFTER_COMMIT if state.committed else _BEFORE_COMMIT
     after, commands = table.get(found, _wait)(state, found)
     if after.stage is Stage.VERIFY and not any(after.issued(stage) for stage in FINISH):
@@ -137,6 +141,33 @@ def _commit(state: MigrateState, found: Verdict) -> Result:
         tries=0,
     )
     return next_needed(committed, FINISH)
+
+
+def _diverged(state: MigrateState, apart: tuple[str, ...]) -> Result:
+    """The guest runs on the target, but its copies are not proved to be one: the source's may be newer (I7).
+
+    Releasing would demote that copy, and the next resync would overwrite it. Not committed either: the
+    operator may as well find that the source's copy is the one to go on with.
+    """
+    if state.looks < WAIT_LOOKS:
+        return look_again(state, 1.0)
+    source, target = state.request.source, state.request.target
+    alarm = (
+        f"ALARM: the guest runs on {target}, but its replicas are not proved equal; the copy on {source} may "
+        "hold writes that the guest has lost; nothing was demoted (I7)"
+    )
+    remedy = (
+        f"compare drbdadm status and the kernel logs of {source} and {target}, decide which copy is right, "
+        f"make the other its replica, wait for UpToDate; then migrctl op resume {state.operation}"
+    )
+    return park(state, (alarm, *apart), remedy=remedy)
+
+
+def _apart(state: MigrateState, event: Looked) -> tuple[str, ...]:
+    if event.source is None or event.target is None:
+        return ()  # the verdict is not MOVED then
+    hosts = (state.request.source, state.request.target)
+    return reasons_apart(state.request.volumes, event.source.volumes, event.target.volumes, hosts=hosts)
 
 
 def _stopped_on_source(state: MigrateState, _found: Verdict) -> Result:

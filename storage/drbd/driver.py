@@ -96,16 +96,16 @@ class DrbdDriver:
     async def inspect(self, volume: Volume) -> VolumeReport:
         """Role, health, identity. A sick or unreadable resource is reported, never raised."""
         assert isinstance(volume, DrbdVolume)
-        if self._major() is None:
-            return VolumeReport(
-                volume=volume,
-                role=Role.DETACHED,
-                health=Health.UNREACHABLE,
-                identity=None,
-                size_bytes=None,
-                problems=(f"{volume.name}: {MODULE_MISSING}",),
-            )
         try:
+            if self._major() is None:
+                return VolumeReport(
+                    volume=volume,
+                    role=Role.DETACHED,
+                    health=Health.UNREACHABLE,
+                    identity=None,
+                    size_bytes=None,
+                    problems=(f"{volume.name}: {MODULE_MISSING}",),
+                )
             view = await self._view(volume.resource)
             uuid = await self._uuid(view, volume)
         except OutcomeError as error:
@@ -131,7 +131,10 @@ class DrbdDriver:
 
     def _fallback(self, volume: DrbdVolume, reasons: tuple[str, ...]) -> VolumeReport:
         """When the tools hang, /proc/drbd (8.4) often still shows the roles. Shown, never decided from."""
-        seen = parse.proc_drbd(self._proc_text(), volume.minor)
+        try:
+            seen = parse.proc_drbd(self._proc_text() or "", volume.minor)
+        except Unknown:
+            seen = None
         return VolumeReport(
             volume=volume,
             role=seen.role if seen else Role.UNKNOWN,
@@ -150,7 +153,7 @@ class DrbdDriver:
         """Prove the resource whole on both ends, and the window possible; changes nothing."""
         assert isinstance(volume, DrbdVolume)
         reasons = [*await self._config_reasons(volume)]
-        view = await self._view(volume.resource)
+        view = await self._whole_view(volume.resource)
         peer, major = handover.peer_node, view.major
         if peer not in volume.nodes:
             reasons.append(f"{volume.name}: {peer} is no node of it ({', '.join(volume.nodes)})")
@@ -179,6 +182,7 @@ class DrbdDriver:
             peer, major = handover.peer_node, view.major
             if decide.is_open(view.options, peer, major) is True:
                 return before
+            _need_whole(view)
             reasons = decide.reasons_not_to_open(view.status, view.options, peer_node=peer, major=major)
             if reasons:
                 raise Refused(*reasons)
@@ -186,31 +190,52 @@ class DrbdDriver:
             return before
 
     async def acquire(self, volume: Volume, handover: Handover) -> None:
-        """Promote, never by force (I8), only a copy known to be current (I7)."""
+        """Promote, never by force (I8), only a copy known to be current (I7), and look again afterwards.
+
+        The link can break between the look and the promotion: both ends are then Primary, each for itself.
+        """
         assert isinstance(volume, DrbdVolume)
         name = volume.resource
         async with self._locked(name):
             view = await self._view(name)
             if view.status.role is Role.PRIMARY and self._has(view.status, volume):
+                await self._still_whole(view.status, handover, view.major)
                 return
+            _need_whole(view)
             reasons = decide.reasons_not_to_promote(
                 view.status, view.options, peer_node=handover.peer_node, major=view.major
             )
             if reasons:
                 raise Refused(*reasons)
             done = await self._run(argv.primary(name), deadline_s=ACT_DEADLINE_S)
-            role = (await self._view(name)).status.role
+            status = (await self._view(name)).status
+            role = status.role
             if role is Role.PRIMARY:
+                await self._still_whole(status, handover, view.major)
                 return
             if role is Role.SECONDARY:
                 raise Failed(f"DRBD resource {name} could not be promoted: {done.said}")
             raise Unknown(f"DRBD resource {name}: role after promotion is not known: {done.said}")
+
+    async def reasons_apart(self, volume: Volume, handover: Handover) -> tuple[str, ...]:
+        """One read of the status: Connected, Established, UpToDate on both ends, nothing out of sync?"""
+        assert isinstance(volume, DrbdVolume)
+        major = self._major()
+        if major is None:
+            raise Unknown(f"DRBD resource {volume.resource}: {MODULE_MISSING}")
+        status = await self._status(volume.resource, major)
+        if not status.complete:
+            raise Retryable(f"DRBD resource {volume.resource}: its status could not be read completely")
+        connection = decide.peer_of(status, handover.peer_node, major)
+        return decide.reasons_unhealthy(status, connection, handover.peer_node)
 
     async def release(self, volume: Volume, handover: Handover) -> None:
         """Demote, once this host's QEMU of the guest is gone (I11). Retryable while it is held open."""
         assert isinstance(volume, DrbdVolume)
         name = volume.resource
         async with self._locked(name):
+            if self._major() is None:
+                return  # no module: no role to give up
             status = (await self._view(name)).status
             if status.complete and (not status.devices or status.role is Role.SECONDARY):
                 return
@@ -225,6 +250,8 @@ class DrbdDriver:
         assert isinstance(volume, DrbdVolume)
         wanted = before is not None and before.allow_two_primaries
         async with self._locked(volume.resource):
+            if self._major() is None:
+                return  # no module: no connection, so no flag
             view = await self._view(volume.resource)
             is_open = decide.is_open(view.options, handover.peer_node, view.major)
             if view.status.complete and not view.status.devices and not view.status.connections:
@@ -233,12 +260,29 @@ class DrbdDriver:
                 raise Unknown(f"DRBD resource {volume.resource}: its options could not be read completely")
             if is_open is wanted or wanted:
                 return
+            _need_whole(view)
             reasons = decide.reasons_not_to_close(view.status, resource=volume.resource)
             if reasons:
                 raise Refused(*reasons)
             await self._set_flag(view, handover.peer_node, allowed=False)
 
     # -- parts -----------------------------------------------------------------------------------
+
+    async def _still_whole(self, status: Status, handover: Handover, major: int) -> None:
+        """Raise unless this end, Primary by now, still gets every write of the other; demote it before (I7).
+
+        DRBD refuses the demotion while a QEMU has the device open, so nothing is taken from a guest here.
+        """
+        name, peer = status.resource, handover.peer_node
+        reasons = decide.reasons_unhealthy(status, decide.peer_of(status, peer, major), peer)
+        if not reasons:
+            return
+        done = await self._run(argv.secondary(name), deadline_s=ACT_DEADLINE_S)
+        if (await self._view(name)).status.role is not Role.SECONDARY:
+            raise Unknown(*reasons, f"DRBD resource {name}: it could not be demoted again: {done.said}")
+        if not status.complete:
+            raise Retryable(*reasons)
+        raise Refused(*reasons)
 
     async def _demote(self, volume: DrbdVolume, handover: Handover) -> None:
         name = volume.resource
@@ -308,14 +352,24 @@ class DrbdDriver:
         major = self._major()
         if major is None:
             raise Refused(f"DRBD resource {resource}: {MODULE_MISSING}")
+        status = await self._status(resource, major)
+        if status.complete and not status.devices and not status.connections:
+            return View(major, status, Options(resource, complete=True))  # it is down: no options in force
+        return View(major, status, await self._options(resource))
+
+    async def _status(self, resource: str, major: int) -> Status:
         command = argv.status_9(resource) if major >= 9 else argv.status_84(resource)
         done = await self._run(command, deadline_s=READ_DEADLINE_S)
         if _no_such(done):
-            return View(
-                major, Status(resource, Role.UNKNOWN, "no", complete=True), Options(resource, complete=True)
-            )
-        read = parse.status_json if major >= 9 else parse.events2
-        return View(major, read(done.stdout, resource), await self._options(resource))
+            return Status(resource, Role.UNKNOWN, "no", complete=True)
+        return (
+            parse.status_json(done.stdout, resource) if major >= 9 else parse.events2(done.stdout, resource)
+        )
+
+    async def _whole_view(self, resource: str) -> View:
+        view = await self._view(resource)
+        _need_whole(view)
+        return view
 
     async def _options(self, resource: str) -> Options:
         done = await self._run(argv.show(resource), deadline_s=READ_DEADLINE_S)
@@ -365,15 +419,24 @@ class DrbdDriver:
             return (f"{volume.name} is minor {found.minor} on this host and {volume.minor} on the other",)
         return ()
 
-    def _proc_text(self) -> str:
+    def _proc_text(self) -> str | None:
+        """None only if the file does not exist, which is how a module that is not loaded looks."""
         try:
             return self._proc.read_text(encoding="ascii", errors="replace")
-        except OSError:
-            return ""
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise Unknown(f"{self._proc} cannot be read: {error.strerror}") from error
 
     def _major(self) -> int | None:
-        found = parse.version(self._proc_text())
-        return found[0] if found else None
+        """Of the loaded module; None: it is not loaded. Raises Unknown when that cannot be told (I19)."""
+        text = self._proc_text()
+        if text is None:
+            return None
+        found = parse.version(text)
+        if found is None:
+            raise Unknown(f"{self._proc} does not name a DRBD version that is understood")
+        return found[0]
 
     @asynccontextmanager
     async def _locked(self, resource: str) -> AsyncIterator[None]:
@@ -387,6 +450,13 @@ class DrbdDriver:
             yield
         finally:
             lock.release()
+
+
+def _need_whole(view: View) -> None:
+    """A cut or failed read says nothing against the resource: look again, undo no move for it (I19)."""
+    for what, complete in (("status", view.status.complete), ("options", view.options.complete)):
+        if not complete:
+            raise Retryable(f"DRBD resource {view.status.resource}: its {what} could not be read completely")
 
 
 def _no_such(done: Completed) -> bool:

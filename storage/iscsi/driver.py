@@ -153,6 +153,10 @@ class IscsiDriver:
         if reasons:
             raise Refused(*reasons)
 
+    async def reasons_apart(self, volume: Volume, handover: Handover) -> tuple[str, ...]:
+        """Never: both hosts open one and the same LUN."""
+        return ()
+
     async def release(self, volume: Volume, handover: Handover) -> None:
         """Log out, or drop only this LUN when its session serves others; only once QEMU is gone (I11)."""
         assert isinstance(volume, IscsiVolume)

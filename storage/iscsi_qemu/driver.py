@@ -118,6 +118,10 @@ class IscsiQemuDriver:
         if _wants_secret(volume) and not await self._has_secret(volume):
             raise Refused(f"{volume.name}: libvirt on this host has no secret {_secret_word(volume)}")
 
+    async def reasons_apart(self, volume: Volume, handover: Handover) -> tuple[str, ...]:
+        """Never: both hosts open one and the same LUN."""
+        return ()
+
     async def release(self, volume: Volume, handover: Handover) -> None:
         """Nothing to give up: QEMU's session ended with QEMU. The secret stays: other guests may share it."""
 
@@ -189,7 +193,10 @@ class IscsiQemuDriver:
             raise Retryable(f"{volume.name}: the target does not let this host see the LUN: {page.said}")
         identity = inq.identity(volume, page.stdout)
         if identity is None:
-            raise Refused(f"{volume.name}: the LUN gives no identity (VPD page 0x83)")
+            serial = await self._run(inq.serial_number(volume), deadline_s=ASK_DEADLINE_S, env=env)
+            identity = inq.identity_by_serial(volume, serial.stdout) if serial.rc == 0 else None
+        if identity is None:
+            raise Refused(f"{volume.name}: the LUN gives no identity (VPD pages 0x83, 0x80)")
         size = inq.size_bytes(answer.stdout) if answer.rc == 0 else None
         if size is None:
             raise Unknown(f"{volume.name}: its size could not be read: {answer.said}")

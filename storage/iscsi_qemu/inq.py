@@ -17,7 +17,12 @@ _DESIGNATOR = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _LOGICAL_UNIT = "0"
-_KINDS = {"1": "t10", "2": "eui", "3": "naa"}  # SPC-4, 7.8.6: the designators that name a logical unit
+_T10, _EUI, _NAA = "1", "2", "3"  # SPC-4, 7.8.6: the designators that name a logical unit
+_T10_VENDOR_CHARS = 8  # the vendor's own name, which names no unit
+_NAA_BYTES = {0x6: 16}  # by the first four bits; every other NAA has 8
+_EUI_BYTES = 16  # there are 8 and 12 as well, which cannot be told from a longer one that was cut
+_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+_SERIAL = re.compile(r"^Unit Serial Number:\[(?P<value>.*)\]\n", re.MULTILINE)
 
 
 def url(volume: IscsiQemuVolume) -> str:
@@ -33,6 +38,11 @@ def initiator(volume: IscsiQemuVolume) -> str:
 def designators(volume: IscsiQemuVolume) -> tuple[str, ...]:
     """VPD page 0x83."""
     return ("iscsi-inq", "-i", initiator(volume), "-e", "1", "-c", "131", url(volume))
+
+
+def serial_number(volume: IscsiQemuVolume) -> tuple[str, ...]:
+    """VPD page 0x80, for a LUN whose page 0x83 proves nothing."""
+    return ("iscsi-inq", "-i", initiator(volume), "-e", "1", "-c", "128", url(volume))
 
 
 def capacity(volume: IscsiQemuVolume) -> tuple[str, ...]:
@@ -51,23 +61,49 @@ def environment(credential: Credential | None) -> dict[str, str]:
 
 
 def identity(volume: IscsiQemuVolume, text: str) -> str | None:
-    """Identity from page 0x83, with target and LUN; None without a designator of the logical unit itself.
+    """Identity from page 0x83, with target and LUN; None without a whole designator of the logical unit.
 
-    iscsi-inq prints binary designators raw, up to a zero byte: here as hexadecimal, equal for equal LUNs.
-    The T10 designator of LIO and others holds the whole serial number as text, so all that are there count.
+    iscsi-inq prints designators as C strings, so a binary one ends at its first zero byte, and two LUNs that
+    differ behind it look alike. A binary designator therefore counts only at its full length, a T10 one only
+    as text that says more than the vendor's name.
     """
-    found = {
-        f"{_KINDS[match['type']]}.{_word(match['type'], match['value'])}"
+    words = (
+        _word(match["type"], match["value"])
         for match in _DESIGNATOR.finditer(text)
-        if match["association"] == _LOGICAL_UNIT and match["type"] in _KINDS and match["value"].strip()
-    }
+        if match["association"] == _LOGICAL_UNIT
+    )
+    found = {word for word in words if word is not None}
     return f"iscsi-qemu:{volume.iqn}/{volume.lun}:{','.join(sorted(found))}" if found else None
 
 
-def _word(kind: str, value: str) -> str:
-    if kind == "1" and value.isprintable():
-        return " ".join(value.split())
-    return value.encode("utf-8", "backslashreplace").hex()
+def identity_by_serial(volume: IscsiQemuVolume, text: str) -> str | None:
+    """Identity from page 0x80, with target and LUN; None unless the serial number is text."""
+    match = _SERIAL.search(text)
+    serial = " ".join(match["value"].split()) if match else ""
+    if not serial or not serial.isprintable():
+        return None
+    return f"iscsi-qemu:{volume.iqn}/{volume.lun}:serial.{serial}"
+
+
+def _word(kind: str, value: str) -> str | None:
+    """One designator in words; None when it is of another kind, may have been cut, or names no unit."""
+    if kind == _T10:
+        is_text = value.isprintable() and len(value.rstrip()) > _T10_VENDOR_CHARS
+        return f"t10.{' '.join(value.split())}" if is_text else None
+    data = _bytes(value)
+    if kind == _NAA and data and len(data) == _NAA_BYTES.get(data[0] >> 4, 8):
+        return f"naa.{data.hex()}"
+    if kind == _EUI and len(data) == _EUI_BYTES:
+        return f"eui.{data.hex()}"
+    return None
+
+
+def _bytes(value: str) -> bytes:
+    """What the tool printed, from text in which bytes that are no UTF-8 stand as \\xNN (storage.run).
+
+    A designator that holds such a text literally comes out shorter than it is, and then does not count.
+    """
+    return _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), value.encode("utf-8"))
 
 
 def size_bytes(text: str) -> int | None:

@@ -171,6 +171,7 @@ class FakeDriver:
     calls: list[str] = field(default_factory=list)
     held: tuple[Volume, ...] = ()
     block: asyncio.Event | None = None
+    apart: tuple[str, ...] = ()  # why the replication is broken
 
     def _called(self, method: str, volume: Volume) -> None:
         self.calls.append(f"{method} {volume.name}")
@@ -208,6 +209,12 @@ class FakeDriver:
 
     async def acquire(self, volume: Volume, handover: Handover) -> None:
         self._called("acquire", volume)
+
+    async def reasons_apart(self, volume: Volume, handover: Handover) -> tuple[str, ...]:
+        self._called("apart", volume)
+        if self.block is not None:
+            await self.block.wait()
+        return self.apart
 
     async def release(self, volume: Volume, handover: Handover) -> None:
         self._called("release", volume)

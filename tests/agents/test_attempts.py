@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+import structlog
 
 from agents.attempts.domain_steps import RAN_HERE
 from agents.attempts.outcomes import merge
@@ -330,6 +331,17 @@ async def test_i17_an_unforeseen_error_does_not_carry_its_text(start: StartWorld
         report = await end_of(world, ReleaseVolumes(handover=handover(), volumes=(R0,)))
         assert report.outcome is Outcome.UNKNOWN
         assert "hunter2" not in str(report)
+
+
+async def test_the_traceback_that_an_outcome_points_to_is_in_the_log(start: StartWorld) -> None:
+    with structlog.testing.capture_logs() as lines:
+        async with start() as world:
+            world.driver.fail[("release", "drbd:r0/0")] = ValueError("bug")
+            report = await end_of(world, ReleaseVolumes(handover=handover(), volumes=(R0, R1)))
+    assert report.reasons == ("internal error in the agent (ValueError); its log has the traceback",)
+    (line,) = [line for line in lines if line["event"] == "storage driver failed by a bug"]
+    assert line["volume"] == "drbd:r0/0"
+    assert isinstance(line["exc_info"], ValueError)
 
 
 @pytest.mark.parametrize(

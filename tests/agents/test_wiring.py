@@ -58,7 +58,12 @@ def test_i19_a_definition_that_cannot_be_read_is_a_blocker() -> None:
 
 
 async def test_definitions_are_read_again_when_the_devices_changed() -> None:
-    answers: list[Devices | Exception] = [Devices(), Devices(drbd=(R0,)), Unknown("drbdadm hangs")]
+    answers: list[Devices | Exception] = [
+        Devices(),
+        Devices(drbd=(R0,)),
+        Unknown("drbdadm hangs"),
+        ValueError("bug"),
+    ]
     clock = [0.0]
 
     async def devices() -> Devices:
@@ -72,7 +77,7 @@ async def test_definitions_are_read_again_when_the_devices_changed() -> None:
     guest = replace(running("u"), live_xml=XML)
     assert isinstance((await discover(guest)).volumes[0], OtherVolume)
     assert isinstance((await discover(guest)).volumes[0], OtherVolume)
-    for clock[0] in (6.0, 12.0):  # the second time the tools do not answer: what was known stays
+    for clock[0] in (6.0, 12.0, 18.0):  # later the tools do not answer, or break: what was known stays
         assert (await discover(guest)).volumes == (R0,)
 
 

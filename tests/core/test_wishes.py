@@ -19,7 +19,7 @@ from tests.core.vloop import run
 
 
 class ObeysAnother(FakeAgent):
-    async def submit(self, attempt: Attempt) -> AttemptReport:
+    async def submit(self, attempt: Attempt, wait_s: float = 0.0) -> AttemptReport:
         raise StaleEpoch(f"{self.host}: epoch 9 has spoken")
 
 

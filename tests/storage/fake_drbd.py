@@ -25,6 +25,8 @@ class Pair:
     out_of_sync: int = 0
     protocol: str = "C"
     hang: set[str] = field(default_factory=set)  # tools that never answer, by their second word
+    unlink_at_promotion: bool = False  # the link breaks in the very moment of drbdadm primary
+    cut: set[str] = field(default_factory=set)  # tools whose answer loses its end, by their second word
     calls: list[tuple[str, ...]] = field(default_factory=list)
     dual_primary_without_flag: bool = False  # what must never be
 
@@ -56,6 +58,8 @@ class Host:
         if words[1] in self.pair.hang:
             raise Unknown(f"{' '.join(words)} did not end within {deadline_s:g} s and was killed")
         rc, out, err = self._answer(words)
+        if words[1] in self.pair.cut:
+            out = out[: len(out) // 2]
         roles = self.pair.role.values()
         if list(roles) == ["Primary", "Primary"] and not all(self.pair.flag.values()):
             self.pair.dual_primary_without_flag = True
@@ -92,6 +96,7 @@ class Host:
         if peer_primary and not all(self.pair.flag.values()):
             return self._refused("primary_refused")
         self.pair.role[self.node] = "Primary"
+        self.pair.linked = self.pair.linked and not self.pair.unlink_at_promotion
         return 0, "", ""
 
     def _secondary(self) -> tuple[int, str, str]:

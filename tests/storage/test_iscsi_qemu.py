@@ -41,6 +41,7 @@ class Tools:
 
     def __init__(self, page: str = PAGE) -> None:
         self.page, self.calls, self.missing, self.hang = page, [], False, False
+        self.serial = "Unit Serial Number:[]\n"
 
     async def __call__(self, argv, *, deadline_s, input=None, env=None) -> Completed:
         self.calls.append(tuple(argv))
@@ -51,6 +52,8 @@ class Tools:
         if (env or {}).get("LIBISCSI_CHAP_PASSWORD") != "hush-hush-hush":
             return Completed(tuple(argv), 10, "", "Login Failed. Status: Authentication failure(513)")
         text = self.page if argv[0] == "iscsi-inq" else "33554432\n"
+        if "128" in argv:
+            text = self.serial
         return Completed(tuple(argv), 0, text, "")
 
 
@@ -159,6 +162,52 @@ def test_identity_of_a_real_lun():
     assert identity.startswith("iscsi-qemu:iqn.2026-11.org.lab:t1/0:naa.")
     assert "t10.LIO-ORG FILEIO:752b7310-1c2a-448c-b4c5-1a51d2338b67" in identity
     assert identity != inq.identity(VOLUME, PAGE.replace("752b7310", "752b7311"))
+
+
+def designator(kind: int, data: bytes) -> str:
+    """One designator of the logical unit as iscsi-inq prints it (a C string) and storage.run decodes it."""
+    raw = b"Association:(0) LOGICAL_UNIT\nDesignator Type:(%d) X\nDesignator:[%s]\n" % (
+        kind,
+        data.split(b"\0")[0],
+    )
+    return "DEVICE DESIGNATOR #0\n" + raw.decode("utf-8", "backslashreplace")
+
+
+NAA6 = bytes.fromhex("6001405752b73101c2a448cb4c51a51d")
+
+
+def test_i9_a_binary_designator_counts_only_whole():
+    """Two LUNs that differ behind a zero byte print alike."""
+    assert inq.identity(VOLUME, designator(3, NAA6)) == f"iscsi-qemu:{VOLUME.iqn}/0:naa.{NAA6.hex()}"
+    for zero in range(1, 16):
+        one, two = NAA6[:zero] + b"\0\1" + bytes(20), NAA6[:zero] + b"\0\2" + bytes(20)
+        assert inq.identity(VOLUME, designator(3, one[:16])) is None
+        assert inq.identity(VOLUME, designator(3, two[:16])) is None
+    naa5 = bytes.fromhex("5001405752b73101")
+    assert inq.identity(VOLUME, designator(3, naa5)) is not None
+    assert inq.identity(VOLUME, designator(3, naa5[:7])) is None
+    assert inq.identity(VOLUME, designator(2, NAA6)) is not None
+    assert inq.identity(VOLUME, designator(2, NAA6[:8])) is None  # or a longer one that was cut
+    assert inq.identity(VOLUME, designator(1, b"LIO-ORG ")) is None  # the vendor, no unit
+    assert inq.identity(VOLUME, designator(1, b"LIO-ORG \1\2\3\4")) is None
+
+
+async def test_i9_without_a_whole_designator_the_serial_number_counts(host):
+    driver, tools, _, _ = host
+    tools.page = designator(3, NAA6[:5])
+    with pytest.raises(Refused, match="gives no identity"):
+        await driver.prepare(VOLUME, HANDOVER)
+    tools.serial = "Unit Serial Number:[752b7310-1c2a]\n"
+    await driver.prepare(VOLUME, HANDOVER)
+    report = await driver.inspect(VOLUME)
+    assert report.identity == f"iscsi-qemu:{VOLUME.iqn}/0:serial.752b7310-1c2a"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Unit Serial Number:[]\n", "Unit Serial Number:[abc]", "Unit Serial Number:[\1]\n"]
+)
+def test_i9_a_serial_number_that_is_cut_or_no_text_is_none(text):
+    assert inq.identity_by_serial(VOLUME, text) is None
 
 
 def test_a_cut_page_never_proves_what_the_whole_one_proves():
