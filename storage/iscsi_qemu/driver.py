@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +83,7 @@ class IscsiQemuDriver:
         except OutcomeError as error:
             return _report(volume, Role.UNKNOWN, Answer(None, None, tuple(error.reasons), 0.0))
         answer = self._answers.get(volume)
-        if answer is None or time.monotonic() - answer.asked_s > FRESH_S:
+        if answer is None or _now_s() - answer.asked_s > FRESH_S:
             answer = await self._ask(volume)
         return _report(volume, Role.ATTACHED if attached else Role.DETACHED, answer)
 
@@ -98,7 +98,7 @@ class IscsiQemuDriver:
         if _wants_secret(volume) and not await self._has_secret(volume):
             await self._define_secret(volume)
         # Never an old answer: this one is the proof for I9.
-        self._remember(volume, Answer(*await self._identify(volume), (), time.monotonic()))
+        self._remember(volume, Answer(*await self._identify(volume), (), _now_s()))
 
     async def open_window(self, volume: Volume, handover: Handover) -> WindowOptions | None:
         """Nothing to open: the target admits both hosts or it does not."""
@@ -155,9 +155,9 @@ class IscsiQemuDriver:
 
     async def _ask(self, volume: IscsiQemuVolume) -> Answer:
         try:
-            answer = Answer(*await self._identify(volume), (), time.monotonic())
+            answer = Answer(*await self._identify(volume), (), _now_s())
         except OutcomeError as error:
-            answer = Answer(None, None, tuple(error.reasons), time.monotonic())
+            answer = Answer(None, None, tuple(error.reasons), _now_s())
         return self._remember(volume, answer)
 
     def _remember(self, volume: IscsiQemuVolume, answer: Answer) -> Answer:
@@ -184,6 +184,10 @@ class IscsiQemuDriver:
         if size is None:
             raise Unknown(f"{volume.name}: its size could not be read: {answer.said}")
         return identity, size
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _wants_secret(volume: IscsiQemuVolume) -> bool:
