@@ -15,7 +15,7 @@ from migrd.model import HostState
 from migrd.watch import ClusterView, WatchPolicy, backoff_s
 from storage.errors import Retryable
 from tests.migrd.agent import ScriptedAgent, domain
-from tests.migrd.virtual import run
+from tests.core.vloop import run
 
 
 class World:
