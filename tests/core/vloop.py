@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextvars import Context, ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 EPSILON_S = 1e-9
+UNWIND_ROUNDS = 30
 
 
 class Deadlock(Exception):  # noqa: N818 - what it is
@@ -32,6 +33,8 @@ class Life:
     steps_left: int | None = None
     on_last_step: Callable[[], None] = lambda: None
     context: Context = field(default_factory=Context)
+    at_death: list[Callable[[], None]] = field(default_factory=list)
+    frozen: list[asyncio.Handle] = field(default_factory=list)  # what would have run since its end
 
     def __post_init__(self) -> None:
         self.context.run(LIFE.set, self)
@@ -40,6 +43,19 @@ class Life:
         """Run `work` inside this process. A dead process runs nothing."""
         loop = asyncio.get_running_loop()
         return loop.create_task(work, name=name or self.name, context=self.context)
+
+    def end(self) -> None:
+        """From now on nothing of it runs. Safe to repeat."""
+        if not self.dead:
+            self.dead = True
+            for tell in self.at_death:
+                tell()
+
+    def thaw(self, loop: VirtualLoop) -> None:
+        """The run is over: let its coroutines be unwound."""
+        self.dead = False
+        loop._ready.extend(self.frozen)
+        self.frozen.clear()
 
     def step(self) -> None:
         """One of its callbacks has run."""
@@ -102,10 +118,31 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             life = handle._context.get(LIFE)
             if life is None:
                 handle._run()
-            elif not life.dead:
+            elif life.dead:
+                life.frozen.append(handle)
+            else:
                 handle._run()
                 life.step()
         self.steps += 1
+
+
+async def unwind(lives: Iterable[Life]) -> None:
+    """End every other task of the loop, those of dead processes too. For the end of a run."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    for life in lives:
+        life.thaw(loop)
+    here = asyncio.current_task()
+    for _ in range(UNWIND_ROUNDS):
+        left = [task for task in asyncio.all_tasks() if task is not here]
+        if not left:
+            return
+        for task in left:
+            task.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    for task in left:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
 
 
 def run(story: Coroutine[Any, Any, T], *, at_most_s: float = 100_000.0) -> T:
