@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Collection, Iterable
 
 from agents.volumes import VolumeLooks
@@ -49,7 +48,7 @@ class VolumeInventory:
         """Look at all every `every_s`, at what was touched at once. `used`: the guests' volumes."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, self._due_s - time.monotonic())):
+                async with asyncio.timeout(max(0.0, self._due_s - _now_s())):
                     await self._wake.wait()
             await self.look(used())
             looked()
@@ -59,9 +58,9 @@ class VolumeInventory:
         touches, kinds = self.touches, frozenset(self._touched)
         self._touched.clear()
         self._wake.clear()
-        whole = time.monotonic() >= self._due_s
+        whole = _now_s() >= self._due_s
         if whole:
-            self._due_s = time.monotonic() + self._every_s
+            self._due_s = _now_s() + self._every_s
             kinds = self._volumes.kinds
         held, problems = await self._volumes.held(kinds)
         found = await self._volumes.inspect((*held, *(volume for volume in used if volume.kind in kinds)))
@@ -70,3 +69,7 @@ class VolumeInventory:
         self.reports = tuple(reports[name] for name in sorted(reports))
         self._problems = {**({} if whole else self._problems), **problems}
         self.covered = touches
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +88,7 @@ class IscsiQemuDriver:
         except OutcomeError as error:
             return _report(volume, Role.UNKNOWN, Answer(None, None, tuple(error.reasons), 0.0))
         answer = self._answers.get(volume)
-        if answer is None or time.monotonic() - answer.asked_s > FRESH_S:
+        if answer is None or _now_s() - answer.asked_s > FRESH_S:
             answer = await self._ask(volume)
         return _report(volume, Role.ATTACHED if attached else Role.DETACHED, answer)
 
@@ -106,7 +105,7 @@ class IscsiQemuDriver:
         _, found = await _both(
             self._ensure_secret(volume, credential), self._identify(volume, inq.environment(credential))
         )
-        self._remember(volume, Answer(*found, (), time.monotonic()))
+        self._remember(volume, Answer(*found, (), _now_s()))
 
     async def open_window(self, volume: Volume, handover: Handover) -> WindowOptions | None:
         """Nothing to open: the target admits both hosts or it does not."""
@@ -167,9 +166,9 @@ class IscsiQemuDriver:
     async def _ask(self, volume: IscsiQemuVolume) -> Answer:
         try:
             found = await self._identify(volume, inq.environment(await self._credential(volume)))
-            answer = Answer(*found, (), time.monotonic())
+            answer = Answer(*found, (), _now_s())
         except OutcomeError as error:
-            answer = Answer(None, None, tuple(error.reasons), time.monotonic())
+            answer = Answer(None, None, tuple(error.reasons), _now_s())
         return self._remember(volume, answer)
 
     def _remember(self, volume: IscsiQemuVolume, answer: Answer) -> Answer:
@@ -210,6 +209,10 @@ async def _both(first: Awaitable[A], second: Awaitable[B]) -> tuple[A, B]:
         if isinstance(found, BaseException):
             raise found
     return one, two  # type: ignore[return-value]  # mypy does not see that neither is an exception
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _wants_secret(volume: IscsiQemuVolume) -> bool:

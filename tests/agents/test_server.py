@@ -90,7 +90,7 @@ async def test_a_client_without_certificate_gets_no_http(
 ) -> None:
     async with start() as world:
         context = ssl.create_default_context(cafile=certificates.migrd.ca)
-        async with AgentClient("h1", world.url, context) as client:
+        async with AgentClient.https("h1", world.url, context) as client:
             with pytest.raises(Retryable, match="certificate"):
                 await client.report()
         assert auth_failures(world, "no-certificate") >= 1
@@ -101,7 +101,7 @@ async def test_a_certificate_of_another_authority_is_refused(
     start: StartWorld, certificates: Certificates
 ) -> None:
     async with start() as world:
-        async with AgentClient("h1", world.url, client_context(certificates.stranger)) as client:
+        async with AgentClient.https("h1", world.url, client_context(certificates.stranger)) as client:
             with pytest.raises(Retryable, match="certificate"):
                 await client.report()
         assert auth_failures(world, "bad-certificate") >= 1
@@ -120,13 +120,15 @@ async def test_a_neighbouring_agents_certificate_may_not_command(
 async def test_the_client_checks_the_agents_name(start: StartWorld, certificates: Certificates) -> None:
     async with start() as world:
         url = world.url.replace("127.0.0.1", "127.0.0.2")
-        async with AgentClient("h1", url, client_context(certificates.migrd), connect_timeout_s=1) as client:
+        async with AgentClient.https(
+            "h1", url, client_context(certificates.migrd), connect_timeout_s=1
+        ) as client:
             with pytest.raises((Refused, Retryable)):
                 await client.report()
 
 
 async def test_refused_connection_is_retryable(certificates: Certificates) -> None:
-    async with AgentClient("h9", "https://127.0.0.1:1", client_context(certificates.migrd)) as client:
+    async with AgentClient.https("h9", "https://127.0.0.1:1", client_context(certificates.migrd)) as client:
         with pytest.raises(Retryable):
             await client.submit(sweep())
 
@@ -233,7 +235,7 @@ async def test_a_lost_reply_is_never_taken_for_not_begun(certificates: Certifica
 
     server = await asyncio.start_server(die, "127.0.0.1", 0, ssl=server_context(certificates.agent))
     url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with AgentClient("h1", url, client_context(certificates.migrd)) as client:
+    async with AgentClient.https("h1", url, client_context(certificates.migrd)) as client:
         with pytest.raises(Unknown):
             await client.submit(sweep(), 5.0)
     assert heard.is_set()
