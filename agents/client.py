@@ -45,7 +45,14 @@ SUBMIT_TRIES = 2
 
 
 class StaleEpoch(Failed):
-    """The agent has obeyed a newer epoch (I4): this daemon is no longer the master of this host."""
+    """The agent has obeyed a newer epoch (I4): this daemon is no longer the master of this host.
+
+    `highest`: that epoch; 0 when an older agent does not say.
+    """
+
+    def __init__(self, *reasons: str, highest: int = 0) -> None:
+        super().__init__(*reasons)
+        self.highest = highest
 
 
 class AttemptNotSeen(Unknown):
@@ -218,7 +225,7 @@ class AgentClient:
         first = f"{self.name}: {problem.detail or problem.title}"
         match problem.type:
             case problems.STALE_EPOCH:
-                return StaleEpoch(first)
+                return StaleEpoch(first, highest=problem.epoch)
             case problems.UNKNOWN_ATTEMPT:
                 return AttemptNotSeen(first)
             case problems.TOO_MANY | problems.UNAVAILABLE | problems.DOMAIN_BUSY:
