@@ -37,6 +37,7 @@ class Record:
     started_at_s: float | None = None
     first_call_at_s: float | None = None
     ended_at_s: float | None = None
+    condensed: bool = False  # its folded state is in the journal
 
     def note(self, at_s: float) -> None:
         """Called after every journalled event."""

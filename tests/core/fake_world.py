@@ -78,6 +78,7 @@ class World:
         self.migration_error: dict[str, str] = {}  # guest -> libvirt's words, once the copy is over
         self.lie = ""  # an error that libvirt reports for migrations that have succeeded
         self.bmc_dead: set[str] = set()
+        self.epochs: dict[str, int] = {}  # host -> what its reports say that its agent obeys
         self.off_commands: list[str] = []
 
     # -- building ---------------------------------------------------------------------------------
@@ -152,7 +153,7 @@ class World:
             host=host,
             node=machine.node,
             boot_id=f"{host}-{machine.boot}",
-            epoch=0,
+            epoch=self.epochs.get(host, 0),
             agent_version="fake",
             versions={},
             libvirt_ok=machine.libvirt_ok,
