@@ -13,12 +13,11 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from agents.protocol import DomainState, MigrationProgress
-from migrd.api.views import count_guests, count_hosts, is_open
+from migrd.api.views import count_guests, count_hosts
 from migrd.control import Control
 from migrd.model import HostState
 from migrd.operations import Operation, OperationKind, OperationState
 
-SEARCHED = 5000  # newest operations that are looked through at a scrape (I20)
 MOVING = (OperationState.RUNNING, OperationState.CANCELLING)
 
 _MOVE_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200)
@@ -45,7 +44,7 @@ class _Cluster(Collector):
         ready = GaugeMetricFamily("migrd_ready", "1 when the journal is writable, no newer daemon is master.")
         ready.add_metric([], 1.0 if self._control.readiness().ready else 0.0)
         yield ready
-        yield from _operations(self._control.operations(limit=SEARCHED))
+        yield from _operations(self._control.open_operations())
 
     def describe(self) -> Iterator[Metric]:
         """Names only: registering must not ask a core that is still starting."""
@@ -69,8 +68,7 @@ def _states(name: str, text: str, states: list[str], counts: dict[str, int]) -> 
     return family
 
 
-def _operations(operations: tuple[Operation, ...]) -> Iterator[Metric]:
-    unfinished = [operation for operation in operations if is_open(operation)]
+def _operations(unfinished: tuple[Operation, ...]) -> Iterator[Metric]:
     counts: dict[str, int] = {}
     for operation in unfinished:
         counts[operation.state.value] = counts.get(operation.state.value, 0) + 1

@@ -31,7 +31,7 @@ DEFAULT_OPERATIONS = 200
 async def status(request: web.Request, api: Api) -> Answer:
     query_of(request, NO_QUERY)
     control = api.control
-    operations = control.operations(limit=api.limits.searched)
+    operations = control.open_operations()
     view = views.status_view(control.cluster(), control.readiness(), operations, api.version)
     return Answer(status=200, value=view)
 
@@ -45,7 +45,7 @@ async def host(request: web.Request, api: Api) -> Answer:
     query_of(request, NO_QUERY)
     cluster = api.control.cluster()
     found = names.host_named(cluster, request.match_info["host"])
-    operations = api.control.operations(limit=api.limits.searched)
+    operations = api.control.open_operations()
     return Answer(status=200, value=views.host_detail(cluster, found, operations, api.now_s()))
 
 
@@ -86,7 +86,7 @@ async def power(request: web.Request, api: Api) -> Answer:
 async def guests(request: web.Request, api: Api) -> Answer:
     query = query_of(request, frozenset({"host"}))
     cluster = api.control.cluster()
-    found = views.guest_views(cluster, api.control.operations(limit=api.limits.searched))
+    found = views.guest_views(cluster, api.control.open_operations())
     if "host" in query:
         here = names.host_named(cluster, query["host"]).name
         found = tuple(guest for guest in found if here in (guest.host, *guest.also_on))
@@ -97,7 +97,7 @@ async def guest(request: web.Request, api: Api) -> Answer:
     query_of(request, NO_QUERY)
     cluster = api.control.cluster()
     uuid = names.guest_uuid(cluster, request.match_info["vm"])
-    operations = api.control.operations(limit=api.limits.searched)
+    operations = api.control.open_operations()
     found = next(view for view in views.guest_views(cluster, operations) if view.uuid == uuid)
     return Answer(status=200, value=found)
 
@@ -121,8 +121,10 @@ async def operations(request: web.Request, api: Api) -> Answer:
     if "parent" in query:
         children = api.control.operation(query["parent"]).children
         found = tuple(child for child in (_operation(api, id_) for id_ in reversed(children)) if child)
+    elif flag(query, "open"):
+        found = api.control.open_operations()
     else:
-        found = api.control.operations(limit=api.limits.searched if flag(query, "open") else limit)
+        found = api.control.operations(limit=limit)
     if flag(query, "open"):
         found = tuple(op for op in found if views.is_open(op))
     return Answer(status=200, value=OperationList(operations=found[:limit]))

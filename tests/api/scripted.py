@@ -157,6 +157,9 @@ class ScriptedControl:
     def operations(self, *, limit: int = 200) -> tuple[Operation, ...]:
         return tuple(sorted(self.by_id.values(), key=lambda op: op.id, reverse=True))[:limit]
 
+    def open_operations(self) -> tuple[Operation, ...]:
+        return tuple(op for op in self.operations(limit=len(self.by_id)) if not op.state.ended)
+
     def operation(self, operation_id: str) -> Operation:
         if operation_id not in self.by_id:
             raise NotFound(f"no operation {operation_id!r} (`migrctl ops` lists all)")
