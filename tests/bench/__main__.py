@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from tests.bench import migrate, plan
+from tests.bench import journal, migrate, plan
 
-sys.exit(plan.main() | migrate.main())
+sys.exit(plan.main() | journal.main() | migrate.main())
