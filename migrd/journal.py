@@ -13,12 +13,21 @@ import asyncio
 import sqlite3
 from bisect import bisect_right
 from collections.abc import Callable, Container, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO, TypeVar
 
-from migrd.journal_file import MAX_BYTES, Entry, JournalFile, NewLife, new_life, take_lock
+from migrd.journal_file import (
+    MAX_BYTES,
+    Connect,
+    Entry,
+    JournalFile,
+    NewLife,
+    connect_file,
+    new_life,
+    take_lock,
+)
 from migrd.ports import JournalReadOnly, Row
 from migrd.projection import Record
 from migrd.sagas.events import Event
@@ -35,7 +44,7 @@ class _Pending:
 class Journal:
     """Use `await Journal.open(path)`; `close()` at the end. Implements `migrd.ports.JournalPort`."""
 
-    def __init__(self, file: JournalFile, lock: TextIO, thread: ThreadPoolExecutor):
+    def __init__(self, file: JournalFile, lock: TextIO, thread: Executor):
         self._file = file
         self._lock = lock
         self._thread = thread
@@ -44,17 +53,28 @@ class Journal:
         self._read_only = ""
 
     @classmethod
-    async def open(cls, path: Path, *, max_bytes: int = MAX_BYTES, life: NewLife = new_life) -> Journal:
+    async def open(
+        cls,
+        path: Path,
+        *,
+        max_bytes: int = MAX_BYTES,
+        executor: Executor | None = None,
+        connect: Connect = connect_file,
+        lock_file: Callable[[Path], TextIO] = take_lock,
+        life: NewLife = new_life,
+    ) -> Journal:
         """Lock the file, count this start (the epoch, durable before anything else), be ready.
 
-        `max_bytes`: the file grows no further; then the journal is read-only. Raises JournalError.
+        `max_bytes`: the file grows no further; then the journal is read-only. `executor` (one worker, owned
+        by the journal from here on), `connect`, `lock_file` and `life` (a random name) are the seams for a
+        disk of the simulator. Raises JournalError.
         """
-        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
+        thread = executor or ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
 
         def opened() -> tuple[JournalFile, TextIO]:
-            lock = take_lock(path)
+            lock = lock_file(path)
             try:
-                return JournalFile.open(path, max_bytes=max_bytes, life=life()), lock
+                return JournalFile.open(path, max_bytes=max_bytes, life=life(), connect=connect), lock
             except BaseException:
                 lock.close()
                 raise

@@ -53,6 +53,17 @@ _CREATE = (
 """From nothing, or from schema 1. In one transaction, so a crash leaves the one or the other."""
 
 
+Connect = Callable[[Path], sqlite3.Connection]
+"""Opens the database: autocommit, usable from the executor's thread. Raises sqlite3.Error, OSError."""
+
+NewLife = Callable[[], str]
+
+
+def connect_file(path: Path) -> sqlite3.Connection:
+    """The database in a file."""
+    return sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """A row to be written."""
@@ -80,10 +91,10 @@ class JournalFile:
         ).fetchall()
 
     @classmethod
-    def open(cls, path: Path, *, max_bytes: int, life: str) -> JournalFile:
+    def open(cls, path: Path, *, max_bytes: int, life: str, connect: Connect) -> JournalFile:
         """Check the file, make durable what it says, count this start. Raises JournalError."""
         try:
-            database = _connect(path, max_bytes)
+            database = _connect(path, max_bytes, connect)
             try:
                 _check(database, path)
                 _upgrade(database)
@@ -225,7 +236,7 @@ def raise_epoch(path: Path, epoch: int) -> None:
     lock = take_lock(path)
     try:
         try:
-            database = _connect(path, MAX_BYTES)
+            database = _connect(path, MAX_BYTES, connect_file)
         except sqlite3.Error as error:
             raise JournalError(f"{path}: {error}: {_remedy(path, error)}") from None
         try:
@@ -275,7 +286,7 @@ def row_crc(seq: int, operation: str, kind: str, payload: str, at_s: float) -> i
     return zlib.crc32(f"{seq}\0{operation}\0{kind}\0{payload}\0{float(at_s)!r}".encode())
 
 
-def _connect(path: Path, max_bytes: int) -> sqlite3.Connection:
+def _connect(path: Path, max_bytes: int, connect: Connect) -> sqlite3.Connection:
     """The one place where the file is opened. Raises JournalError, sqlite3.Error."""
     wal = Path(f"{path}-wal")
     try:
@@ -288,7 +299,7 @@ def _connect(path: Path, max_bytes: int) -> sqlite3.Connection:
             "the rows before the damage: look at the hosts for what may have been under way since, keep a "
             f"copy, then truncate --size {good} {wal}"
         )
-    database = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    database = connect(path)
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = FULL")
     database.execute(f"PRAGMA journal_size_limit = {MAX_WAL_BYTES}")
@@ -380,6 +391,3 @@ def _remedy(path: Path, error: sqlite3.Error) -> str:
             return f"{path.parent} and the files in it must be writable by the user that runs migrd"
         case _:
             return f"if nothing else helps, {restore(path)}"
-
-
-NewLife = Callable[[], str]
