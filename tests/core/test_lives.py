@@ -45,7 +45,7 @@ def begun(cluster: Cluster3) -> list[tuple[str, str, str, int]]:
 
 
 async def copying(cluster: Cluster3) -> str:
-    """A migration that runs, for a second or so."""
+    """A migration that runs."""
     started = await cluster.controller.migrate("web", MigrateRequest(to="h3"))
     for _ in range(1000):
         if any(step == "migrate" for _, _, step, _ in begun(cluster)):
@@ -106,7 +106,9 @@ def test_an_attempt_of_the_life_before_is_followed_under_its_own_name() -> None:
     """A migration that runs across a restart is found again, not begun once more (I1)."""
 
     async def story() -> None:
-        async with Cluster3(world()) as cluster:
+        made = world()
+        made.copy_s = 60.0
+        async with Cluster3(made) as cluster:
             started = await copying(cluster)
             await cluster.kill()
             await cluster.start()
@@ -114,6 +116,24 @@ def test_an_attempt_of_the_life_before_is_followed_under_its_own_name() -> None:
             migrations = [operation for _, operation, step, _ in begun(cluster) if step == "migrate"]
             assert migrations == [f"{started}@life1"]
             assert ("h1", f"{started}@life2", "release", 1) in begun(cluster)
+            cluster.assert_clean()
+
+    run(story())
+
+
+def test_an_attempt_of_the_life_before_can_be_stopped() -> None:
+    """Under another name the agent would not know it, and the copy would go on although it was cancelled."""
+
+    async def story() -> None:
+        made = world()
+        made.copy_s = 3000.0
+        async with Cluster3(made) as cluster:
+            started = await copying(cluster)
+            await cluster.kill()
+            await cluster.start()
+            await cluster.controller.cancel(started)
+            assert (await cluster.until(started, at_most_s=120.0)).state is OperationState.UNDONE
+            assert [g.host for g in cluster.controller.cluster().guests if g.state.has_process] == ["h1"]
             cluster.assert_clean()
 
     run(story())
