@@ -50,9 +50,13 @@ JSON = "application/json"
 class ProblemError(Exception):
     """Answer with this problem document."""
 
-    def __init__(self, status: int, kind: str, title: str, detail: str = "", *errors: str) -> None:
+    def __init__(
+        self, status: int, kind: str, title: str, detail: str = "", *errors: str, epoch: int = 0
+    ) -> None:
         super().__init__(title)
-        self.problem = Problem(type=kind, title=title, status=status, detail=detail, errors=errors)
+        self.problem = Problem(
+            type=kind, title=title, status=status, detail=detail, errors=errors, epoch=epoch
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +172,8 @@ async def _answered(call: Awaitable[T]) -> T:
     try:
         return await call
     except StaleEpochError as error:
-        raise ProblemError(409, problems.STALE_EPOCH, "Stale epoch", str(error)) from None
+        title, highest = "Stale epoch", error.highest
+        raise ProblemError(409, problems.STALE_EPOCH, title, str(error), epoch=highest) from None
     except DifferentCommandError as error:
         raise ProblemError(409, problems.DIFFERENT_COMMAND, "Id already used", str(error)) from None
     except DomainBusyError as error:

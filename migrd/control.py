@@ -1,7 +1,8 @@
 """What the HTTP API may ask of the daemon: the only door between surface and core.
 
 Implemented by `migrd.controller.Controller`; the API's tests use a scripted one. Refusals are
-storage.errors.Refused with all reasons; an unknown name is `NotFound`.
+storage.errors.Refused with all reasons; an unknown name is `NotFound`; work that cannot be written down is
+`migrd.ports.JournalReadOnly`, and nothing of it was begun.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Control(Protocol):
         ...
 
     def operations(self, *, limit: int = 200) -> tuple[Operation, ...]:
-        """Newest first, children included."""
+        """Newest first, children included, as far as kept."""
         ...
 
     def open_operations(self) -> tuple[Operation, ...]:

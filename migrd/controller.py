@@ -23,6 +23,7 @@ from migrd.changes import Change
 from migrd.control import DrainRequest, MigrateRequest, NotFound, Readiness, UndrainRequest, reasons_of
 from migrd.engine import Engine, Settings
 from migrd.feed import Feed
+from migrd.lives import outdated
 from migrd.model import Cluster, Guest, HostState, Plan
 from migrd.operations import ClusterEvent, Operation, OperationState
 from migrd.placement import Placement, find_guest
@@ -41,8 +42,8 @@ from migrd.ports import (
     ViewPort,
 )
 from migrd.projection import Record, operation
+from migrd.retention import last_drain
 from migrd.sagas.drain import DrainState
-from migrd.sagas.drain import Phase as DrainPhase
 from migrd.sagas.events import (
     CancelRequested,
     DrainRequested,
@@ -63,6 +64,7 @@ log = structlog.get_logger("migrd.controller")
 TICK_S = 2.0
 WAKE_AFTER_S = 60.0  # a parked operation whose hosts all answer is taken up again after this,
 WAKE_AT_MOST_S = 3600.0  # then after twice as long each time, up to this: its rows must not fill the journal
+TIDY_S = 30.0
 HEARD_S = 5.0  # after a start with open operations: how long hosts may take to be heard
 NEAR = 5
 
@@ -135,6 +137,7 @@ class Controller:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._engine.run(), name="engine")
             tasks.create_task(self._tick(), name="parked operations")
+            tasks.create_task(self._tidy(), name="journal tidying")
 
     async def _hosts_heard(self) -> None:
         """Before open operations go on: a target is not to be refused because its agent has not spoken yet.
@@ -220,6 +223,15 @@ class Controller:
                 self._alarm(self._read_only or "the journal can be written again")
             self._wake_parked()
 
+    async def _tidy(self) -> None:
+        """Journal and memory stay bounded, however many operations have ended."""
+        while True:
+            try:
+                await self._engine.tidy()
+            except JournalReadOnly as error:
+                log.warning("journal-not-tidied", why=str(error))
+            await self._clock.sleep(TIDY_S)
+
     def _wake_parked(self) -> None:
         """Take up what waits for hosts, once they all answer again."""
         hosts = self._view.cluster().hosts
@@ -251,8 +263,7 @@ class Controller:
             reasons.append("the journal has not been read yet")
         if self._journal.read_only:
             reasons.append(self._journal.read_only)
-        if self._engine.superseded:
-            reasons.append(self._engine.superseded)
+        reasons += [self._engine.superseded] if self._engine.superseded else self._outdated()
         return Readiness(ready=not reasons, reasons=tuple(reasons))
 
     def operations(self, *, limit: int = 200) -> tuple[Operation, ...]:
@@ -260,8 +271,7 @@ class Controller:
         return tuple(operation(record) for record in newest[: max(limit, 0)])
 
     def open_operations(self) -> tuple[Operation, ...]:
-        newest = sorted(self._engine.open(), key=lambda record: record.seq, reverse=True)
-        return tuple(operation(record) for record in newest)
+        return tuple(operation(record) for record in reversed(self._engine.open()))
 
     def operation(self, operation_id: str) -> Operation:
         return operation(self._record(operation_id))
@@ -312,7 +322,7 @@ class Controller:
         self._engine.placement.hold((move.guest, move.target) for move in plan.moves)
         try:
             return await self._begin(row, host)
-        except Refused:
+        except (Refused, JournalReadOnly):
             self._engine.placement.release(move.guest for move in plan.moves)
             raise
 
@@ -327,7 +337,7 @@ class Controller:
             reasons.append(text)
         if reasons:
             raise Refused(*reasons)
-        drain = self._last_drain(host)
+        drain = last_drain(self._engine.records.values(), host)
         restore = () if drain is None or not request.restore else _moved(drain)
         row = UndrainRequested(
             host=host,
@@ -370,18 +380,25 @@ class Controller:
         return operation(record)
 
     async def _begin(self, row: Request, host: str) -> Operation:
-        def conflict() -> list[str]:
-            if isinstance(row, MigrateRow):
-                return self._engine.busy(row.guest)
-            alone = self._last_in_use(host) if isinstance(row, DrainRequested) else []
-            return [*self._host_busy(host), *alone]
+        """Raises Refused, JournalReadOnly: then nothing was begun."""
 
-        try:
-            return operation(await self._engine.begin("", row, conflict))
-        except JournalReadOnly as error:
-            raise Refused(f"no new work is taken: {error}") from None
+        def conflict() -> list[str]:
+            held = self._engine.busy(row.guest) if isinstance(row, MigrateRow) else self._host_busy(host)
+            alone = self._last_in_use(host) if isinstance(row, DrainRequested) else []
+            return [*held, *alone, *self._outdated()]
+
+        return operation(await self._engine.begin("", row, conflict))
 
     # -- looking things up ------------------------------------------------------------------------
+
+    def _outdated(self) -> list[str]:
+        """Why agents would refuse this daemon (I4), known before anything is asked of them."""
+        hosts = self._view.cluster().hosts.values()
+        highest = max((host.epoch for host in hosts), default=0)
+        if highest <= self._journal.epoch:
+            return []
+        names = ", ".join(sorted(host.name for host in hosts if host.epoch > self._journal.epoch)[:NEAR])
+        return [f"{names}: obeys epoch {highest}: {outdated(self._journal.epoch, highest)}"]
 
     def _host_busy(self, host: str) -> list[str]:
         """One operation per host at a time: why no other may begin on it now."""
@@ -400,17 +417,6 @@ class Controller:
         return [
             f"{host} is the last host in use: every other one is {' or '.join(sorted(set(decided.values())))}"
         ]
-
-    def _last_drain(self, host: str) -> DrainState | None:
-        """The drain that an undrain takes back: the newest one that ended, unless taken back already."""
-        found: DrainState | None = None
-        for record in self._engine.records.values():
-            state = record.state
-            if isinstance(state, DrainState) and state.request.host == host:
-                found = state if state.phase is DrainPhase.DONE else found
-            elif isinstance(state, UndrainState) and state.request.host == host and state.usable:
-                found = None
-        return found
 
     def _record(self, operation_id: str) -> Record:
         record = self._engine.records.get(operation_id)

@@ -87,6 +87,7 @@ def host_of(name: str, report: HostReport | None, state: HostState, *, observed:
         arch=report.cpu.arch,
         node=report.node,
         boot_id=report.boot_id,
+        epoch=report.epoch,
         memory_total_bytes=report.memory_total_bytes,
         memory_available_bytes=report.memory_available_bytes,
         threads=report.cpu.threads,

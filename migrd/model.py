@@ -39,6 +39,7 @@ class Host:
     arch: str = ""  # e.g. x86_64
     node: str = ""  # uname -n
     boot_id: str = ""
+    epoch: int = 0  # the highest that its agent has obeyed (I4)
     memory_total_bytes: int = 0
     memory_available_bytes: int = 0
     threads: int = 0

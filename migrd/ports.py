@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from agents.protocol import (
 )
 from migrd.model import Cluster, Facts, HostState, Plan
 from migrd.operations import Operation
+from migrd.projection import Record
 from migrd.sagas.events import Event
 
 
@@ -151,6 +152,10 @@ class JournalReadOnly(Exception):  # noqa: N818 - a state
     """The journal cannot be written (disk full, error). Nothing may be begun; the reason is the message."""
 
 
+class JournalError(Exception):
+    """The journal cannot be used at all; the message says why and what to do. The daemon must not start."""
+
+
 class JournalPort(Protocol):
     @property
     def epoch(self) -> int:
@@ -162,10 +167,28 @@ class JournalPort(Protocol):
         """Why it cannot be written at the moment; '' when it can."""
         ...
 
-    async def load(self) -> Sequence[Row]: ...
+    def life(self, seq: int) -> str:
+        """Names the daemon's start that wrote row `seq`, unlike any other. '' before lives were named."""
+        ...
+
+    async def ended(self) -> Sequence[Record]:
+        """Ended operations whose folded state is kept, in no order: their rows need not be folded."""
+        ...
+
+    async def load(self, skip: Container[str] = ()) -> Sequence[Row]:
+        """Every row of operations that are not in `skip`, oldest first. Raises JournalError."""
+        ...
 
     async def append(self, operation: str, event: Event, at_s: float) -> Row:
-        """Durable when it returns. Raises JournalReadOnly; then nothing was written."""
+        """Durable when it returns. Raises JournalReadOnly; then nothing was written (see Journal.append)."""
+        ...
+
+    async def condense(self, records: Sequence[Record]) -> None:
+        """Keep the folded state of these ended operations for the next start. Raises JournalReadOnly."""
+        ...
+
+    async def drop(self, operations: Sequence[str]) -> None:
+        """Forget whole operations: all of these or, if it raises JournalReadOnly, none."""
         ...
 
     async def probe(self) -> None:

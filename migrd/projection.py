@@ -37,6 +37,7 @@ class Record:
     started_at_s: float | None = None
     first_call_at_s: float | None = None
     ended_at_s: float | None = None
+    condensed: bool = False  # its folded state is in the journal
 
     def note(self, at_s: float) -> None:
         """Called after every journalled event."""
@@ -289,7 +290,7 @@ def administrative(records: Iterable[Record]) -> dict[str, HostState]:
             case PowerState() if state.phase is power.Phase.DONE:
                 _after_power(found, state)
             case PowerState() if state.request.action == "off" and state.phase is power.Phase.FAILED:
-                found.setdefault(state.request.host, HostState.DRAINED)  # it may still go off: undrain looks
+                found[state.request.host] = HostState.DRAINED  # it may still go off: an undrain looks
             case PowerState() if state.request.action == "off" and not state.phase.ended:
                 # From its first row on: else a guest is sent there between the check and the cut (I12).
                 found.setdefault(state.request.host, HostState.DRAINING)

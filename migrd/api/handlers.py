@@ -127,8 +127,10 @@ async def operations(request: web.Request, api: Api) -> Answer:
     if "parent" in query:
         children = api.control.operation(query["parent"]).children
         found = tuple(child for child in (_operation(api, id_) for id_ in reversed(children)) if child)
+    elif flag(query, "open"):
+        found = api.control.open_operations()
     else:
-        found = api.control.open_operations() if flag(query, "open") else api.control.operations(limit=limit)
+        found = api.control.operations(limit=limit)
     if flag(query, "open"):
         found = tuple(op for op in found if views.is_open(op))
     return Answer(status=200, value=OperationList(operations=found[:limit]))

@@ -27,6 +27,7 @@ T = TypeVar("T")
 REQUEST_S = 30.0
 MAX_ANSWER_BYTES = 256 << 20
 MAX_LINE_BYTES = 16 << 20
+READ_ONLY = "journal-read-only"  # migrd.api.problems has it too, and would load all of aiohttp
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +180,9 @@ def _refusal(status: int, text: bytes) -> CliError:
             return CliError(Exit.REFUSED, detail, reasons, "", document)
         case 400 | 405 | 413 | 422:
             return CliError(Exit.USAGE, detail, reasons, "", document)
+        case 503 if document.get("type") == READ_ONLY:
+            hint = "free space in the daemon's [state] dir; it takes up work again by itself"
+            return CliError(Exit.REFUSED, detail, reasons, hint, document)
         case 503:
             return CliError(Exit.FAILED, detail, reasons, "try again in a moment", document)
         case _:

@@ -18,6 +18,7 @@ from agents.toml_config import ConfigError
 from migrd.api.listen import parse_listen
 from migrd.config import MovesConfig, load_daemon
 from migrd.planner import Policy
+from migrd.retention import Keep
 from migrd.watch import WatchPolicy
 
 MAKE_CERTS = Path(__file__).parents[2] / "deploy" / "pki" / "make-certs"
@@ -330,7 +331,8 @@ def test_the_document_has_every_key_with_its_default() -> None:
     for keys, defaults in re.findall(r"^\| (`\w+\..*?) \| (.*?) \|", text, re.MULTILINE):
         documented |= dict(zip(re.findall(r"`([\w.]+)`", keys), defaults.split(", "), strict=True))
     wanted: dict[str, object] = {}
-    for prefix, cls in (("policy.", Policy), ("moves.", MovesConfig), ("watch.", WatchPolicy)):
+    sections = {"policy.": Policy, "moves.": MovesConfig, "watch.": WatchPolicy, "state.keep.": Keep}
+    for prefix, cls in sections.items():
         wanted |= dict(_keys(cls, prefix))
     shown = {key: "no limit" if value is None else str(value) for key, value in wanted.items()}
     assert documented == shown

@@ -48,6 +48,7 @@ class Daemon:
     def start(self) -> subprocess.Popen[str]:
         environment = {
             "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(MAKE_CERTS.parents[2]),  # the code beside this test, whatever is installed
             "NOTIFY_SOCKET": str(self.folder / "notify"),
             "WATCHDOG_USEC": "2000000",
         }

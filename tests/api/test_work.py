@@ -6,6 +6,7 @@ import pytest
 
 from migrd.control import DrainRequest, MigrateRequest, UndrainRequest
 from migrd.operations import Operation, OperationKind, OperationState
+from migrd.ports import JournalReadOnly
 from storage.errors import Failed, Retryable, Unknown
 from tests.api.conftest import Surface
 from tests.api.scripted import BLOCKED, DB, IDLE, REFUSED, TWIN_A, TWIN_B, WEB, drain, move
@@ -83,6 +84,7 @@ async def test_a_refusal_carries_every_reason(surface: Surface) -> None:
     ("error", "status", "kind"),
     [
         (Retryable("h2: timeout"), 503, "unavailable"),
+        (JournalReadOnly("the journal cannot be written: disk is full"), 503, "journal-read-only"),
         (Failed("it broke"), 500, "failed"),
         (Unknown("reply lost"), 500, "failed"),
     ],

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import random
 import resource
 import sys
@@ -45,6 +44,7 @@ from migrd.planner import Policy
 from migrd.ports import NullObserver
 from migrd.watch import WatchPolicy
 from storage.words import Health, IscsiQemuVolume, Role, VolumeReport
+from tests.bench.measures import Tally, asked_strict, note
 from tests.core.harness import MemoryJournal
 from tests.core.vloop import LoopClock, VirtualLoop
 
@@ -56,32 +56,18 @@ TICK_S = 0.01
 GIB = 1 << 30
 
 
-def main() -> int:
-    """0 = every figure could be taken; a missed goal is told by its line."""
-    return run(HOSTS, GUESTS, DRAINS)
-
-
-def run(hosts: int, guests: int, drains: int) -> int:
+def measure(tally: Tally, hosts: int, guests: int, drains: int) -> None:
     loop = MeasuredLoop()
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         took_s, rss_mib = runner.run(_wave(hosts, guests, drains))
-    lag_s = loop.lag_p99_s()
-    print(f"scale: {drains} drains in {took_s:.0f} virtual s, {loop.busy_s:.0f} CPU s", file=sys.stderr)
-    say("sim_loop_lag_p99_s", lag_s, "s", 0.05)
-    say(f"daemon_rss_mib_{hosts}x{guests}", rss_mib, "MiB", 1024.0)
-    return 0
+    note(f"scale: {drains} drains in {took_s:.0f} virtual s, {loop.busy_s:.0f} CPU s")
+    tally.say("sim_loop_lag_p99_s", loop.lag_p99_s(), "s", 0.05, 1)
+    tally.say(f"daemon_rss_mib_{hosts}x{guests}", rss_mib, "MiB", 1024.0, 1)
 
 
-def say(name: str, value: float, unit: str, goal: float) -> None:
-    line = {
-        "name": name,
-        "value": round(value, 5),
-        "unit": unit,
-        "goal": goal,
-        "ok": value <= goal,
-        "runs": 1,
-    }
-    print(json.dumps(line), flush=True)
+def run(tally: Tally) -> None:
+    with tally.taking("sim_loop_lag_p99_s", f"daemon_rss_mib_{HOSTS}x{GUESTS}"):
+        measure(tally, HOSTS, GUESTS, DRAINS)
 
 
 class MeasuredLoop(VirtualLoop):
@@ -335,4 +321,7 @@ async def _wave(hosts: int, guests: int, drains: int) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    strict = asked_strict()
+    alone = Tally()
+    run(alone)
+    sys.exit(alone.exit_code(strict=strict))

@@ -156,9 +156,9 @@ async def cli(tmp_path: Path) -> AsyncIterator[Cli]:
     token = tmp_path / "token"
     token.write_text(TOKEN + "\n")
     path = os.environ.get("PATH", "")
-    made = Cli(
-        control, api, {"PATH": path, "MIGRD_TOKEN_FILE": str(token), "TZ": "UTC", "HOME": str(tmp_path)}
-    )
+    here = str(Path(__file__).parents[2])  # the code beside this test, whatever is installed
+    environment = {"PATH": path, "PYTHONPATH": here, "TZ": "UTC", "HOME": str(tmp_path)}
+    made = Cli(control, api, {**environment, "MIGRD_TOKEN_FILE": str(token)})
     await made.up()
     try:
         yield made

@@ -6,8 +6,11 @@ import asyncio
 
 import pytest
 
+from migrd.api import problems
+from migrd.cli.client import READ_ONLY
 from migrd.control import DrainRequest, MigrateRequest, NotFound
 from migrd.operations import Operation, OperationKind, OperationState
+from migrd.ports import JournalReadOnly
 from storage.errors import Refused
 from tests.api.scripted import BLOCKED, DB, IDLE, REFUSED, TWIN_A, WEB, drain, move, progress
 from tests.cli.conftest import DEADLINE_S, Cli, end
@@ -116,6 +119,20 @@ async def test_a_dry_run_shows_every_move_and_every_blocker(cli: Cli) -> None:
     ):
         assert words in bad.out, bad.out
     assert len(document.document["blockers"]) == 2
+
+
+async def test_a_full_disk_exits_3_and_says_what_to_do(cli: Cli) -> None:
+    """Nothing was begun, so it is a refusal; the daemon takes up work again by itself."""
+    assert READ_ONLY == problems.READ_ONLY
+    cli.control.add(drain("op-1", OperationState.PENDING))
+    cli.control.refusal = JournalReadOnly("the journal cannot be written: database or disk is full")
+    text, document = await cli.run_each(["drain h1", "drain h1 -o json"])
+    assert (text.code, document.code) == (3, 3)
+    assert "nothing new is begun" in text.err
+    assert "disk is full" in text.err
+    assert "free space" in text.err
+    assert document.document["type"] == "journal-read-only"
+    assert document.document["status"] == 503
 
 
 async def test_a_refusal_prints_every_reason_and_exits_3(cli: Cli) -> None:

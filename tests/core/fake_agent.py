@@ -91,13 +91,14 @@ class FakeAgent:
         await asyncio.sleep(0.001)
         self._reach()
         if attempt.epoch < self.epoch:
-            raise StaleEpoch(f"{self.host} obeys epoch {self.epoch}, this is {attempt.epoch}")
+            stale = f"{self.host} obeys epoch {self.epoch}, this is {attempt.epoch}"
+            raise StaleEpoch(stale, highest=self.epoch)
         self.epoch = attempt.epoch
         key = (attempt.operation, attempt.step, attempt.attempt)
         if key not in self.ledger:
             uuid = _uuid_of(attempt)
             for other, task in self.tasks.items():
-                if not task.done() and other[0] == attempt.operation:
+                if not task.done() and _name(other[0]) == _name(attempt.operation):
                     raise Retryable(f"{self.host}: {other[1]}/{other[2]} still runs on {uuid}")
             self.seen.append(attempt)
             self.ledger[key] = AttemptReport(
@@ -272,3 +273,8 @@ def _uuid_of(attempt: Attempt) -> str:
     if isinstance(command, MigrateDomain | SweepTarget | ShutdownDomain):
         return command.uuid
     return command.handover.domain_uuid
+
+
+def _name(operation: str) -> str:
+    """Without the life: an agent runs one attempt per guest, whoever issued it."""
+    return operation.partition("@")[0]
