@@ -336,3 +336,32 @@ async def test_credentials_open_to_others_are_refused(tmp_path):
     assert "hush" not in repr(found)
     assert await chap.find(tmp_path, iqn="iqn.other", portal=PORTAL) is None
     assert await chap.find(tmp_path / "none", iqn=IQN, portal=PORTAL) is None
+
+
+def test_i9_identity_is_target_lun_and_wwid():
+    """Two LUNs under one number, by per-initiator mapping, differ in the WWID alone."""
+
+    def seen(wwid: str | None) -> str | None:
+        lun = sysfs.Lun(0, "2:0:0:0", "sda", "running", wwid, 512, (), ())
+        session = sysfs.Session(1, volume().iqn, volume().portal, "LOGGED_IN", (lun,))
+        return decide.identity(volume(), session)
+
+    one, two = seen("naa.6001405752b73101"), seen("naa.6001405752b73102")
+    assert one is not None
+    assert two is not None
+    assert one != two
+    assert one == seen("naa.6001405752b73101")
+    assert seen(None) is None
+    assert decide.identity(volume(), None) is None
+    assert volume().iqn in one
+
+
+async def test_i9_two_hosts_with_other_luns_under_one_number_report_other_identities(host):
+    host.login()
+    here = (await host.driver().inspect(volume())).identity
+    scsi = "devices/platform/host0/session3/target0:0:0/0:0:0:0"
+    (host.sys / scsi / "wwid").write_text(f"{WWIDS[1]}\n")
+    there = (await host.driver().inspect(volume())).identity
+    assert here is not None
+    assert there is not None
+    assert here != there
