@@ -34,6 +34,16 @@ PROTOCOL = 1
 
 AnyVolume = Annotated[Volume, Field(discriminator="kind")]
 
+# Bounds of what a daemon may ask. SQLite holds 64 bits and JSON readers 53, so an epoch beyond that could be
+# obeyed once and never be followed by a higher one.
+MAX_INTEGER = 2**53
+MAX_ATTEMPT = 999_999_999  # as many digits as the path of an attempt takes
+MAX_DEADLINE_S = 7 * 24 * 3600.0
+MAX_DOWNTIME_MS = 2_000_000  # QEMU's own bound
+
+Epoch = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+DeadlineS = Annotated[float, Field(gt=0, le=MAX_DEADLINE_S, allow_inf_nan=False)]
+
 
 class DomainState(StrEnum):
     """virDomainState, in libvirt's words, plus the two that a migration pair needs told apart."""
@@ -207,9 +217,11 @@ class MigrateDomain:
     uuid: str
     target_uri: str
     target_address: str
-    downtime_limit_ms: int = 300
-    bandwidth_bps: int | None = None  # bytes per second; None = no limit
-    deadline_s: float = 3600.0  # asked to abort after that
+    downtime_limit_ms: Annotated[int, Field(ge=1, le=MAX_DOWNTIME_MS)] = 300
+    bandwidth_bps: Annotated[int, Field(ge=1, le=MAX_INTEGER)] | None = (
+        None  # bytes per second; None = no limit
+    )
+    deadline_s: DeadlineS = 3600.0  # asked to abort after that
     volumes: tuple[AnyVolume, ...] = ()
     handover: Handover | None = None
     kind: Literal["migrate-domain"] = "migrate-domain"
@@ -232,7 +244,7 @@ class ShutdownDomain:
     """Ask the guest to shut down (ACPI), with the operator's consent by name (I5); never destroys it."""
 
     uuid: str
-    deadline_s: float = 120.0
+    deadline_s: DeadlineS = 120.0
     kind: Literal["shutdown-domain"] = "shutdown-domain"
 
 
@@ -255,8 +267,8 @@ class Attempt:
 
     operation: str
     step: str
-    attempt: int
-    epoch: int
+    attempt: Annotated[int, Field(ge=0, le=MAX_ATTEMPT)]
+    epoch: Epoch
     command: Command
 
 
@@ -264,7 +276,7 @@ class Attempt:
 class Abort:
     """Ask a running attempt to stop. A command like any other, so it carries the epoch (I4)."""
 
-    epoch: int
+    epoch: Epoch
 
 
 # -- outcomes ------------------------------------------------------------------------------------

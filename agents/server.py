@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -185,7 +186,9 @@ class Api:
         try:
             wait_s = min(max(float(request.query.get("wait_s", "0")), 0.0), MAX_WAIT_S)
         except ValueError:
-            raise ProblemError(400, problems.BAD_REQUEST, "Bad request", "", "wait_s: not a number") from None
+            wait_s = math.nan
+        if math.isnan(wait_s):
+            raise ProblemError(400, problems.BAD_REQUEST, "Bad request", "", "wait_s: not a number")
         return _known(key, await _answered(self._do.attempts.wait(key, wait_s)))
 
     async def _abort(self, request: web.Request) -> web.StreamResponse:
