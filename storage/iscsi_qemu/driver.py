@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage import chap, portal
+from storage.calls import Lane
 from storage.driver import InUse
 from storage.errors import Failed, OutcomeError, Refused, Retryable, Unknown
 from storage.iscsi.decide import is_name
@@ -27,6 +28,7 @@ from storage.words import (
 ASK_DEADLINE_S = 15.0
 FRESH_S = 30.0  # reports repeat often; each question is a login at the target
 MAX_CACHED = 1024
+FILE_SLOTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class IscsiQemuDriver:
         self._run = run
         self._chap_dir = chap_dir
         self._check_portal = check_portal
+        self._files = Lane("CHAP file", FILE_SLOTS)
         self._answers: dict[IscsiQemuVolume, Answer] = {}
 
     async def volumes(self) -> tuple[IscsiQemuVolume, ...]:
@@ -126,7 +129,7 @@ class IscsiQemuDriver:
         return await self._secrets.has(uuid=volume.secret_uuid, usage=volume.secret_usage)
 
     async def _credential(self, volume: IscsiQemuVolume) -> chap.Credential | None:
-        return await chap.find(self._chap_dir, iqn=volume.iqn, portal=volume.portal)
+        return await chap.find(self._chap_dir, iqn=volume.iqn, portal=volume.portal, lane=self._files)
 
     async def _secret_reasons(self, volume: IscsiQemuVolume) -> tuple[str, ...]:
         if not _wants_secret(volume):
