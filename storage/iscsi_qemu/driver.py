@@ -20,6 +20,7 @@ from storage.words import (
     Health,
     IscsiQemuVolume,
     Role,
+    Side,
     Volume,
     VolumeReport,
     WindowOptions,
@@ -91,17 +92,24 @@ class IscsiQemuDriver:
         return _report(volume, Role.ATTACHED if attached else Role.DETACHED, answer)
 
     async def prepare(self, volume: Volume, handover: Handover) -> None:
-        """Both sides: the secret is here (made from the credential file if missing), and the LUN answers."""
+        """Both sides: the LUN answers to the credential of this host's file; then the secret is put right.
+
+        On the target libvirt's secret always gets the value that was just proved: libvirt does not say
+        whether a private secret has a value, let alone the right one, and with a wrong one the migration
+        fails. On the source QEMU is logged in already: there a secret is only made if it is missing.
+        """
         assert isinstance(volume, IscsiQemuVolume)
         if not is_name(volume.iqn):
             raise Refused(f"{volume.name}: {volume.iqn!r} is no iSCSI name")
         reasons = await self._secret_reasons(volume)
         if reasons:
             raise Refused(*reasons)
-        if _wants_secret(volume) and not await self._has_secret(volume):
-            await self._define_secret(volume)
+        credential = await self._credential(volume)
         # Never an old answer: this one is the proof for I9.
-        self._remember(volume, Answer(*await self._identify(volume), (), time.monotonic()))
+        answer = Answer(*await self._identify(volume, credential), (), time.monotonic())
+        if _wants_secret(volume) and (handover.side is Side.TARGET or not await self._has_secret(volume)):
+            await self._define_secret(volume, credential)
+        self._remember(volume, answer)
 
     async def open_window(self, volume: Volume, handover: Handover) -> WindowOptions | None:
         """Nothing to open: the target admits both hosts or it does not."""
@@ -148,8 +156,7 @@ class IscsiQemuDriver:
             )
         return ()
 
-    async def _define_secret(self, volume: IscsiQemuVolume) -> None:
-        credential = await self._credential(volume)
+    async def _define_secret(self, volume: IscsiQemuVolume, credential: chap.Credential | None) -> None:
         if credential is None:
             raise Refused(f"{volume.name}: the CHAP credential is gone from {self._chap_dir}")
         await self._secrets.define(
@@ -162,7 +169,8 @@ class IscsiQemuDriver:
 
     async def _ask(self, volume: IscsiQemuVolume) -> Answer:
         try:
-            answer = Answer(*await self._identify(volume), (), time.monotonic())
+            credential = await self._credential(volume)
+            answer = Answer(*await self._identify(volume, credential), (), time.monotonic())
         except OutcomeError as error:
             answer = Answer(None, None, tuple(error.reasons), time.monotonic())
         return self._remember(volume, answer)
@@ -173,8 +181,8 @@ class IscsiQemuDriver:
         self._answers[volume] = answer
         return answer
 
-    async def _identify(self, volume: IscsiQemuVolume) -> tuple[str, int]:
-        env = inq.environment(await self._credential(volume))
+    async def _identify(self, volume: IscsiQemuVolume, credential: chap.Credential | None) -> tuple[str, int]:
+        env = inq.environment(credential)
         try:
             page = await self._run(inq.designators(volume), deadline_s=ASK_DEADLINE_S, env=env)
         except Refused as error:
