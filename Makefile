@@ -13,7 +13,7 @@ help:
 	@echo "make demo   drain a real host live in a lab of four machines on this one (root; about 8 minutes)"
 	@echo "make test   every test, lab included (root; at most 25 minutes)"
 	@echo "make check  format, lint, types, import contracts, unit tests (under two minutes)"
-	@echo "make bench  figures as JSON lines (root)"
+	@echo "make bench  figures as JSON lines, progress on stderr (root); fails only if one cannot be taken"
 	@echo "make lock   resolve requirements.lock anew from pyproject.toml"
 
 deps:
@@ -21,9 +21,10 @@ deps:
 
 # pip checks every hash; --no-build-isolation takes setuptools from the lock too.
 $(VENV)/.stamp: requirements.lock pyproject.toml | deps
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "making $(VENV)" >&2 # stdout belongs to what was asked for: JSON lines of make bench
+	@$(PYTHON) -m venv $(VENV) >&2
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock >&2
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e . >&2
 	@touch $@
 
 venv: $(VENV)/.stamp

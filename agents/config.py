@@ -24,117 +24,121 @@ import re
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from agents.tls import TlsFiles, server_context
-from agents.toml_config import ConfigError, load
+from agents.toml_config import ConfigError, load, raw, table
 
 DEFAULT_PATH = Path("/etc/migrd/agent.toml")
 HEARTBEAT_MAX_S = 1.0
+
+
+def _fits(pattern: str, why: str) -> AfterValidator:
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(why)
+        return text
+
+    return AfterValidator(check)
+
+
+def _ip_address(text: str) -> str:
+    ipaddress.ip_address(text)
+    return text
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError("not an absolute path")
+    return path
+
+
+def _not_empty(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        raise ValueError("at least one name, or no daemon could connect")
+    return names
+
+
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Duration = Annotated[float, Field(ge=0.1, le=100_000, allow_inf_nan=False)]
+Folder = Annotated[Path, AfterValidator(_absolute)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listen:
     """An IP address and a TCP port; port 0 takes a free one."""
 
-    address: str = "0.0.0.0"  # noqa: S104 - mTLS decides who may speak, not the interface
-    port: int = 7443
-
-    def __post_init__(self) -> None:
-        ipaddress.ip_address(self.address)
-        _between("port", self.port, 0, 65535)
+    address: Annotated[str, AfterValidator(_ip_address)] = "0.0.0.0"  # noqa: S104 - mTLS decides who may speak
+    port: Annotated[int, Field(ge=0, le=65535)] = 7443
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Bounds of everything that could grow (I20)."""
 
-    attempts: int = 16  # running at once, over all guests
-    migrations: int = 8  # running at once, out of this host; the daemon's own cap is usually lower
-    subscribers: int = 16  # event streams
-    event_queue: int = 1024  # events a subscriber may lag behind before it is dropped
-    storage_deadline_s: float = 180.0  # one storage command on one guest, all its volumes
-    inspect_deadline_s: float = 10.0  # one look at one volume
-    libvirt_deadline_s: float = 10.0  # one libvirt call other than a migration
-    ledger_rows: int = 20_000  # ended attempts that are remembered
-    ledger_days: float = 30.0
-
-    def __post_init__(self) -> None:
-        for name in ("attempts", "migrations", "subscribers", "event_queue", "ledger_rows"):
-            _between(name, getattr(self, name), 1, 1_000_000)
-        for name in ("storage_deadline_s", "inspect_deadline_s", "libvirt_deadline_s", "ledger_days"):
-            _between(name, getattr(self, name), 0.1, 100_000)
+    attempts: Count = 16  # running at once, over all guests
+    migrations: Count = 8  # running at once, out of this host; the daemon's own cap is usually lower
+    subscribers: Count = 16  # event streams
+    event_queue: Count = 1024  # events a subscriber may lag behind before it is dropped
+    storage_deadline_s: Duration = 180.0  # one storage command on one guest, all its volumes
+    inspect_deadline_s: Duration = 10.0  # one look at one volume
+    libvirt_deadline_s: Duration = 10.0  # one libvirt call other than a migration
+    ledger_rows: Count = 20_000  # ended attempts that are remembered
+    ledger_days: Duration = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentConfig:
     """See the module's example. `metrics_listen` adds a plain HTTP port that serves /metrics only."""
 
-    host: str
+    host: Annotated[str, _fits(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}", "not a host name")]
     tls: TlsFiles
-    allowed_clients: tuple[str, ...]
-    migration_uri: str
-    migration_address: str
+    allowed_clients: Annotated[tuple[str, ...], AfterValidator(_not_empty)]
+    migration_uri: Annotated[str, _fits(r"(?s).*://.*", "not a libvirt URI")]
+    migration_address: Annotated[str, _fits(r"(tcp|rdma)://\S+", "expected tcp://ADDRESS")]
     listen: Listen = field(default_factory=Listen)
     metrics_listen: Listen | None = None
     libvirt_uri: str = "qemu:///system"
-    state_dir: Path = Path("/var/lib/migrd-agent")
-    chap_dir: Path = Path("/etc/migrd/chap")
-    heartbeat_s: float = 0.5
-    inventory_s: float = 2.0  # libvirt is read this often even when no event says so
-    storage_s: float = 5.0  # every volume is inspected this often
+    state_dir: Folder = Path("/var/lib/migrd-agent")
+    chap_dir: Folder = Path("/etc/migrd/chap")
+    heartbeat_s: Annotated[float, Field(ge=0.05, le=HEARTBEAT_MAX_S, allow_inf_nan=False)] = 0.5
+    # libvirt is read this often even when no event says so
+    inventory_s: Annotated[float, Field(ge=0.2, le=60, allow_inf_nan=False)] = 2.0
+    # every volume is inspected this often
+    storage_s: Annotated[float, Field(ge=0.2, le=300, allow_inf_nan=False)] = 5.0
     limits: Limits = field(default_factory=Limits)
-
-    def __post_init__(self) -> None:
-        wrong = [
-            message
-            for good, message in (
-                (re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}", self.host), "host: not a host name"),
-                (self.allowed_clients, "allowed_clients: at least one name, or no daemon could connect"),
-                ("://" in self.migration_uri, "migration_uri: not a libvirt URI"),
-                (
-                    re.fullmatch(r"(tcp|rdma)://\S+", self.migration_address),
-                    "migration_address: expected tcp://ADDRESS",
-                ),
-                (self.state_dir.is_absolute(), "state_dir: not an absolute path"),
-                (
-                    0.05 <= self.heartbeat_s <= HEARTBEAT_MAX_S,
-                    f"heartbeat_s: expected 0.05 to {HEARTBEAT_MAX_S:g}",
-                ),
-                (0.2 <= self.inventory_s <= 60, "inventory_s: expected 0.2 to 60"),
-                (0.2 <= self.storage_s <= 300, "storage_s: expected 0.2 to 300"),
-            )
-            if not good
-        ]
-        if wrong:
-            raise ValueError("; ".join(wrong))
-
-
-def _between(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name}: expected {low:g} to {high:g}")
 
 
 def load_agent(path: Path) -> tuple[AgentConfig, ssl.SSLContext]:
     """Read agent.toml and the certificates it names. Raises ConfigError with every mistake."""
-    config = load(path, AgentConfig)
-    errors = [
-        f"tls.{name}: {file}: {error.strerror or error}"
-        for name in ("cert", "key", "ca")
-        for file in (getattr(config.tls, name),)
-        if (error := _unreadable(file)) is not None
-    ]
-    if errors:
-        raise ConfigError(path, errors)
+    errors: list[str] = []
+    config: AgentConfig | None = None
     try:
-        return config, server_context(config.tls)
-    except (ssl.SSLError, OSError) as error:
-        raise ConfigError(path, [f"tls: {error} (cert and key must be PEM and belong together)"]) from None
+        config = load(path, AgentConfig)
+    except ConfigError as error:
+        errors += error.errors
+    tls: ssl.SSLContext | None = None
+    # From the unchecked file: who corrects it wants the whole list, not the next mistake.
+    found = table(raw(path), "tls")
+    named = {name: Path(file) for name in ("cert", "key", "ca") if isinstance(file := found.get(name), str)}
+    broken = {name: why for name, file in named.items() if (why := _unreadable(file))}
+    errors += [f"tls.{name}: {named[name]}: {why}" for name, why in broken.items()]
+    if len(named) == 3 and not broken:
+        try:
+            tls = server_context(TlsFiles(**named))
+        except (ssl.SSLError, OSError) as error:
+            errors.append(f"tls: {error} (cert and key must be PEM and belong together)")
+    if errors or config is None or tls is None:
+        raise ConfigError(path, errors)
+    return config, tls
 
 
-def _unreadable(file: Path) -> OSError | None:
+def _unreadable(file: Path) -> str:
     try:
         with file.open("rb") as opened:
             opened.read(1)
     except OSError as error:
-        return error
-    return None
+        return error.strerror or str(error)
+    return ""

@@ -57,8 +57,8 @@ class Subscription:
 class Hub:
     """Numbers events and hands them to subscribers. Belongs to one event loop."""
 
-    def __init__(self, *, queue_max: int = 1024, subscribers_max: int = 16) -> None:
-        self.stream = secrets.token_hex(8)
+    def __init__(self, *, queue_max: int = 1024, subscribers_max: int = 16, stream: str = "") -> None:
+        self.stream = stream or secrets.token_hex(8)  # new for every start
         self.dropped = 0
         self._queue_max = queue_max
         self._subscribers_max = subscribers_max

@@ -1,4 +1,4 @@
-"""The inventory loop: one report of the host after the other, and events for what changed.
+"""The inventory loops: one report of the host after the other, and events for what changed.
 
 A hung libvirtd or a stuck volume costs at most its deadline here; the last known guests are then reported
 with the state UNKNOWN, which nobody takes for safe (I19).
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from agents.changes import difference
@@ -18,9 +17,10 @@ from agents.events import Hub
 from agents.host_facts import HostFacts, look
 from agents.hypervisor.words import DomainFull, Hypervisor, HypervisorReport
 from agents.protocol import PROTOCOL, CpuReport, DomainReport, DomainState, HostReport
+from agents.volume_inventory import VolumeInventory
 from agents.volumes import VolumeLooks
 from storage.errors import Retryable
-from storage.words import VolumeReport
+from storage.words import Volume
 
 SETTLE_S = 0.05  # several events of one change become one look
 WAIT_FOR_FRESH_S = 2.0
@@ -36,6 +36,17 @@ class Identity:
     tool_versions: dict[str, str]
     migration_uri: str
     migration_address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """What one look at the host and its guests found."""
+
+    began_s: float
+    facts: HostFacts
+    hypervisor: HypervisorReport
+    domains: tuple[DomainReport, ...]
+    trouble: str | None
 
 
 class Inventory:
@@ -57,60 +68,78 @@ class Inventory:
     ) -> None:
         self._identity = identity
         self._hypervisor = hypervisor
-        self._volumes = volumes
+        self._volumes = VolumeInventory(volumes, every_s=storage_s)
         self._discover = discover
         self._hub = hub
         self._epoch = epoch
         self._inventory_s = inventory_s
-        self._storage_s = storage_s
         self._host_facts = host_facts
         self._on_look = on_look
         self._wake = asyncio.Event()
-        self._looked = asyncio.Condition()
-        self._storage_due_s = 0.0
-        self._volume_reports: tuple[VolumeReport, ...] = ()
-        self._storage_problems: tuple[str, ...] = ()
+        self._published = asyncio.Event()
+        self._asking = 0  # who waits for a fresh report: then no look waits for more events
+        self._found: _Look | None = None
         self.latest: HostReport | None = None
         hypervisor.changes.listeners.append(lambda _uuid: self.poke())
 
-    def poke(self, *, storage: bool = False) -> None:
-        """Something changed: look soon. `storage`: at the volumes too."""
-        if storage:
-            self._storage_due_s = 0.0
+    def poke(self, *, kinds: Collection[str] = ()) -> None:
+        """Something changed: look soon. `kinds`: at volumes of these kinds, too."""
+        self._volumes.touch(kinds)
         self._wake.set()
 
     async def run(self) -> None:
-        """Look when something changed, and every `inventory_s` in any case."""
+        """Look when something changed, and every `inventory_s` in any case; at volumes every `storage_s`."""
+        self._found = await self._look()
+        await self._volumes.look(self._used())
+        self._publish()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch(), name="inventory of the host")
+            tasks.create_task(self._volumes.run(self._used, self._publish), name="inventory of volumes")
+
+    async def _watch(self) -> None:
         while True:
-            self._wake.clear()
-            await self._look()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._inventory_s):
                     await self._wake.wait()
-            await asyncio.sleep(SETTLE_S)
+            if not self._asking:
+                await asyncio.sleep(SETTLE_S)
+            self._wake.clear()
+            self._found = await self._look()
+            self._publish()
 
     async def fresh(self, max_age_s: float = 0.0) -> HostReport | None:
         """A report not older than `max_age_s`; if that takes longer than 2 s, the latest, or None.
 
         By default its look began after the question: half a second ago a guest that has just left was still
-        here, paused, and a drain that asks what is left would park on it.
+        here, paused, and a drain that asks what is left would park on it. Volumes are as old as the last look
+        at them, which is never older than a command that touched them and ended before the question.
 
         A report older than 6 s says that every guest is UNKNOWN: nobody must decide on it (I19).
         """
 
         def good() -> bool:
-            return self.latest is not None and self.latest.observed_s >= wanted
+            return (
+                self.latest is not None
+                and self.latest.observed_s >= wanted_s
+                and self._volumes.covered >= touches
+            )
 
-        wanted = time.monotonic() - max_age_s
+        wanted_s, touches = _now_s() - max_age_s, self._volumes.touches
         if not good():
+            self._asking += 1
             self.poke()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(WAIT_FOR_FRESH_S), self._looked:
-                    await self._looked.wait_for(good)
-        return None if self.latest is None else aged(self.latest, time.monotonic() - self.latest.observed_s)
+            try:
+                async with asyncio.timeout(WAIT_FOR_FRESH_S):
+                    while not good():
+                        await self._published.wait()
+            except TimeoutError:
+                pass
+            finally:
+                self._asking -= 1
+        return None if self.latest is None else aged(self.latest, _now_s() - self.latest.observed_s)
 
-    async def _look(self) -> None:
-        began = time.monotonic()
+    async def _look(self) -> _Look:
+        began_s = _now_s()
         facts = self._host_facts()
         trouble: str | None = None
         try:
@@ -120,12 +149,8 @@ class Inventory:
             trouble = "; ".join(error.reasons)
             hypervisor = HypervisorReport(cpu_xml="", arch="", versions={}, networks=(), domains=())
             domains = self._last_known(trouble)
-        if time.monotonic() >= self._storage_due_s:
-            await self._look_at_storage(domains)
-        self._publish(self._compose(began, facts, hypervisor, domains, trouble))
-        self._on_look(time.monotonic() - began)
-        async with self._looked:
-            self._looked.notify_all()
+        self._on_look(_now_s() - began_s)
+        return _Look(began_s=began_s, facts=facts, hypervisor=hypervisor, domains=domains, trouble=trouble)
 
     async def _domain_reports(self, found: tuple[DomainFull, ...]) -> tuple[DomainReport, ...]:
         return tuple([domain_report(domain, await self._discover(domain)) for domain in found])
@@ -133,23 +158,14 @@ class Inventory:
     def _last_known(self, trouble: str) -> tuple[DomainReport, ...]:
         return () if self.latest is None else _unknown(self.latest.domains, trouble)
 
-    async def _look_at_storage(self, domains: tuple[DomainReport, ...]) -> None:
-        self._storage_due_s = time.monotonic() + self._storage_s
-        held, problems = await self._volumes.held()
-        used = [volume for domain in domains for volume in domain.volumes if volume.kind != "other"]
-        self._volume_reports = await self._volumes.inspect((*held, *used))
-        self._storage_problems = problems
+    def _used(self) -> tuple[Volume, ...]:
+        found = self._found
+        return () if found is None else tuple(each for domain in found.domains for each in domain.volumes)
 
-    def _compose(
-        self,
-        began: float,
-        facts: HostFacts,
-        hypervisor: HypervisorReport,
-        domains: tuple[DomainReport, ...],
-        trouble: str | None,
-    ) -> HostReport:
+    def _compose(self, found: _Look) -> HostReport:
+        facts, hypervisor, trouble = found.facts, found.hypervisor, found.trouble
         me = self._identity
-        problems = (*facts.problems, *hypervisor.problems, *self._storage_problems)
+        problems = (*facts.problems, *hypervisor.problems, *self._volumes.problems)
         return HostReport(
             protocol=PROTOCOL,
             host=me.host,
@@ -170,16 +186,22 @@ class Inventory:
             memory_available_bytes=facts.memory_available_bytes,
             bridges=facts.bridges,
             networks=hypervisor.networks,
-            domains=domains,
-            volumes=self._volume_reports,
+            domains=found.domains,
+            volumes=self._volumes.reports,
             migration_uri=me.migration_uri,
             migration_address=me.migration_address,
-            observed_s=began,
+            observed_s=found.began_s,
         )
 
-    def _publish(self, report: HostReport) -> None:
+    def _publish(self) -> None:
+        """What was found last of the host, with what was found last of the volumes."""
+        if self._found is None:
+            return
+        report = self._compose(self._found)
         changed = difference(self.latest, report)
         self.latest = report
+        self._published.set()  # wakes those who wait now; the next ones wait for the next report
+        self._published = asyncio.Event()
         if changed.host:
             self._hub.report(report)
             return
@@ -189,6 +211,11 @@ class Inventory:
             self._hub.domain_gone(uuid)
         if changed.volumes:
             self._hub.volume()
+
+
+def _now_s() -> float:
+    """The loop's monotonic clock, so that a loop in virtual time can run an agent."""
+    return asyncio.get_running_loop().time()
 
 
 def aged(report: HostReport, age_s: float) -> HostReport:

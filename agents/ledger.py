@@ -16,7 +16,7 @@ import contextlib
 import sqlite3
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -66,20 +66,34 @@ class Admission:
     report: AttemptReport
 
 
+Connect = Callable[[Path], sqlite3.Connection]
+"""Opens the database: autocommit, usable from the executor's thread. Raises sqlite3.Error, OSError."""
+
+
+def connect_file(path: Path) -> sqlite3.Connection:
+    """The database in a file that only its owner reads."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=True, timeout=5.0)
+    path.chmod(0o600)
+    return database
+
+
 class Ledger:
     """Open it with `Ledger.open`; every method may be called concurrently, from one event loop."""
 
     def __init__(
         self,
         database: sqlite3.Connection,
-        thread: ThreadPoolExecutor,
+        thread: Executor,
         *,
         keep_rows: int,
         keep_days: float,
         deadline_s: float = DEADLINE_S,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
         self._thread = thread
+        self._wall = wall
         self._keep_rows = keep_rows
         self._keep_s = keep_days * 86400
         self._admitted = 0
@@ -95,17 +109,26 @@ class Ledger:
         keep_rows: int = 20_000,
         keep_days: float = 30.0,
         deadline_s: float = DEADLINE_S,
+        executor: Executor | None = None,
+        connect: Connect = connect_file,
+        wall: Callable[[], float] = time.time,
     ) -> Ledger:
-        """Open or create the ledger. Raises LedgerError when it cannot be used or is of a newer version."""
-        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
+        """Open or create the ledger. Raises LedgerError when it cannot be used or is of a newer version.
+
+        `executor` (one worker, owned by the ledger from here on), `connect` and the wall clock are the seams
+        for a disk of the simulator.
+        """
+        thread = executor or ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(deadline_s):
-                database = await loop.run_in_executor(thread, _open, path)
+                database = await loop.run_in_executor(thread, _open, path, connect)
         except (sqlite3.Error, OSError) as error:  # TimeoutError is an OSError
             thread.shutdown(wait=False)
             raise LedgerError(f"{path}: {error or 'the disk does not answer'}") from error
-        ledger = cls(database, thread, keep_rows=keep_rows, keep_days=keep_days, deadline_s=deadline_s)
+        ledger = cls(
+            database, thread, keep_rows=keep_rows, keep_days=keep_days, deadline_s=deadline_s, wall=wall
+        )
         ledger.highest_epoch = await ledger._run(ledger._read_epoch)
         await ledger._run(ledger._prune)
         return ledger
@@ -204,7 +227,7 @@ class Ledger:
         )
         self._database.execute(
             "insert into attempts values (?, ?, ?, ?, ?, ?, ?, ?, null)",
-            (*key, attempt.epoch, dump(attempt), report.outcome.value, dump(report), time.time()),
+            (*key, attempt.epoch, dump(attempt), report.outcome.value, dump(report), self._wall()),
         )
         return Admission(fresh=True, report=report)
 
@@ -219,7 +242,7 @@ class Ledger:
         self._database.execute(
             "update attempts set outcome = ?, report = ?, ended_s = ?"
             " where operation = ? and step = ? and attempt = ? and ended_s is null",
-            (report.outcome.value, dump(report), time.time(), report.operation, report.step, report.attempt),
+            (report.outcome.value, dump(report), self._wall(), report.operation, report.step, report.attempt),
         )
 
     def _find(self, operation: str, step: str, attempt: int) -> AttemptReport | None:
@@ -241,7 +264,7 @@ class Ledger:
         self._transaction(self._delete_old)
 
     def _delete_old(self) -> None:
-        self._database.execute("delete from attempts where ended_s < ?", (time.time() - self._keep_s,))
+        self._database.execute("delete from attempts where ended_s < ?", (self._wall() - self._keep_s,))
         self._database.execute(
             "delete from attempts where ended_s < (select ended_s from attempts where ended_s is not null"
             " order by ended_s desc limit 1 offset ?)",
@@ -249,10 +272,8 @@ class Ledger:
         )
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    database = sqlite3.connect(path, isolation_level=None, check_same_thread=True, timeout=5.0)
-    path.chmod(0o600)
+def _open(path: Path, connect: Connect) -> sqlite3.Connection:
+    database = connect(path)
     version = database.execute("pragma user_version").fetchone()[0]
     if version > SCHEMA_VERSION:
         database.close()

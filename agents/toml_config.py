@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
+
+from agents.mistakes import every_mistake
 
 T = TypeVar("T")
 
@@ -43,30 +46,26 @@ def load(path: Path, cls: type[T]) -> T:
     return parse(document, cls, file=path)
 
 
+def raw(path: Path) -> Mapping[str, object]:
+    """The parsed file, unchecked; empty when it cannot be parsed, which `load` reports."""
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
+def table(document: Mapping[str, object], key: str) -> Mapping[str, object]:
+    """A table of an unchecked document; empty when it is something else."""
+    found = document.get(key)
+    return found if isinstance(found, dict) else {}
+
+
 def parse(document: dict[str, object], cls: type[T], *, file: Path = Path("(memory)")) -> T:
     """Check an already parsed TOML document against `cls`. Raises ConfigError with every mistake."""
     # JSON in between: strict mode then still takes a list for a tuple and a string for a Path.
     text = json.dumps(document, default=str)
+    adapter = TypeAdapter(cls)
     try:
-        return TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
+        return adapter.validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
-        raise ConfigError(file, problems_of(error)) from None
-
-
-def problems_of(error: ValidationError) -> list[str]:
-    """One "path: message" per mistake, without the input: a config or request may hold a secret (I17)."""
-    found = []
-    for item in error.errors(include_url=False, include_input=False, include_context=False):
-        where = ".".join(str(part) for part in item["loc"]) or "(document)"
-        found.append(f"{where}: {_message(item['type'], item['msg'])}")
-    return found
-
-
-def _message(kind: str, message: str) -> str:
-    match kind:
-        case "unexpected_keyword_argument" | "extra_forbidden":
-            return "unknown key"
-        case "missing" | "missing_argument" | "missing_keyword_only_argument":
-            return "required, but missing"
-        case _:
-            return message.removeprefix("Value error, ")
+        raise ConfigError(file, every_mistake(adapter, json.loads(text), error)) from None

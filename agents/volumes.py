@@ -7,7 +7,7 @@ stall them never. What goes on without a slot is bounded by the number of volume
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -43,21 +43,29 @@ class VolumeLooks:
         self._late = 0  # looks that go on without a slot
         self._looking: dict[str, Look] = {}
 
-    async def held(self) -> tuple[tuple[Volume, ...], tuple[str, ...]]:
-        """Every volume the drivers know of on this host, and the problems met."""
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of volumes that this host can look at."""
+        return frozenset(self._drivers)
+
+    async def held(self, kinds: Collection[str]) -> tuple[tuple[Volume, ...], Mapping[str, tuple[str, ...]]]:
+        """Every volume of these kinds that the drivers know of on this host, and the problems met by kind."""
         volumes: list[Volume] = []
-        problems: list[str] = []
+        problems: dict[str, tuple[str, ...]] = {}
         for kind, driver in self._drivers.items():
+            if kind not in kinds:
+                continue
+            problems[kind] = ()
             try:
                 async with asyncio.timeout(self._deadline_s):
                     volumes.extend(await driver.volumes())
             except OutcomeError as error:
-                problems.extend(f"{kind}: {reason}" for reason in error.reasons)
+                problems[kind] = tuple(f"{kind}: {reason}" for reason in error.reasons)
             except TimeoutError:
-                problems.append(f"{kind}: no answer in {self._deadline_s:g} s")
+                problems[kind] = (f"{kind}: no answer in {self._deadline_s:g} s",)
             except Exception as error:
-                problems.append(f"{kind}: {_bug(error)}")
-        return tuple(volumes), tuple(problems)
+                problems[kind] = (f"{kind}: {_bug(error)}",)
+        return tuple(volumes), problems
 
     async def inspect(self, volumes: Iterable[Volume]) -> tuple[VolumeReport, ...]:
         """One report per volume, by name; UNKNOWN for one that does not answer in time.

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from agents.toml_config import problems_of
+from agents.mistakes import problems_of
 
 T = TypeVar("T")
 

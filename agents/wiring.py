@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from agents import cpu_question, domain_xml
+from agents.assembly import Parts
 from agents.config import AgentConfig
-from agents.daemon import Parts
 from agents.discovery import Needs
 from agents.hypervisor.libvirt_hypervisor import LibvirtHypervisor
 from agents.hypervisor.libvirt_secrets import LibvirtSecrets

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from agents.client import AttemptNotSeen, StaleEpoch
+from agents.mistakes import Seconds
 from agents.protocol import (
     Attempt,
     AttemptReport,
@@ -20,7 +21,7 @@ from agents.protocol import (
     Outcome,
     ShutdownDomain,
 )
-from migrd.ports import AgentPort, Clock
+from migrd.ports import AgentPort, Clock, PowerPort
 from migrd.sagas.commands import Abort, Call, Follow, Look, StopGuest
 from migrd.sagas.events import Answered, Looked, StopAnswered
 from storage.errors import Failed, OutcomeError, Refused, Retryable, Unknown
@@ -39,20 +40,27 @@ class Superseded(Exception):  # noqa: N818 - a state of the world
 class Patience:
     """How long the daemon waits for an agent. All in seconds."""
 
-    poll_s: float = 1.0  # one long poll: the age of migration progress
-    lost_contact_s: float = 20.0  # an attempt whose agent is silent for longer is "not ended, unknown"
-    retry_s: float = 0.5
-    observe_s: float = 20.0
-    stop_grace_s: float = 30.0  # beyond the shutdown's own deadline
+    poll_s: Seconds = 1.0  # one long poll: the age of migration progress
+    lost_contact_s: Seconds = 20.0  # an attempt whose agent is silent for longer is "not ended, unknown"
+    retry_s: Seconds = 0.5
+    observe_s: Seconds = 20.0
+    stop_grace_s: Seconds = 30.0  # beyond the shutdown's own deadline
 
 
 class Acts:
     """The agents, spoken to under one epoch."""
 
     def __init__(
-        self, agents: Mapping[str, AgentPort], *, epoch: int, clock: Clock, patience: Patience
+        self,
+        agents: Mapping[str, AgentPort],
+        *,
+        power: PowerPort,
+        epoch: int,
+        clock: Clock,
+        patience: Patience,
     ) -> None:
         self._agents = agents
+        self._power = power
         self._epoch = epoch
         self._clock = clock
         self._patience = patience
@@ -95,13 +103,34 @@ class Acts:
                 return
 
     async def look(self, command: Look) -> Looked:
-        """Both hosts at the same time; a host that does not answer is None, with the reason."""
+        """Both hosts at the same time; a host that does not answer is None, with the reason.
+
+        Of such a host its BMC is asked: one that has no power keeps nobody waiting.
+        """
         question = Observe(uuid=command.guest, volumes=command.volumes)
         (source, no_source), (target, no_target) = await asyncio.gather(
             self._observe(command.source, question), self._observe(command.target, question)
         )
-        reasons = (*no_source, *no_target)
-        return Looked(source=source, target=target, reasons=reasons, number=command.number)
+        silent = [
+            (side, host)
+            for side, host, seen in (
+                (Side.SOURCE, command.source, source),
+                (Side.TARGET, command.target, target),
+            )
+            if seen is None
+        ]
+        off = await asyncio.gather(*(self._is_off(host) for _, host in silent))
+        return Looked(
+            source=source,
+            target=target,
+            reasons=(*no_source, *no_target),
+            off=tuple(side for (side, _), is_off in zip(silent, off, strict=True) if is_off),
+            number=command.number,
+        )
+
+    async def _is_off(self, host: str) -> bool:
+        """Only a clean "off" is off; a BMC that lost its power with its host says nothing (I3)."""
+        return self._power.has(host) and await self._power.status(host) == "off"
 
     async def stop(self, operation: str, command: StopGuest) -> StopAnswered:
         """Ask a guest to shut down, with the operator's consent journalled before (I5)."""
@@ -137,7 +166,7 @@ class Acts:
         if agent is None:
             return _report(attempt, Outcome.REFUSED, f"{host} is not configured"), True
         try:
-            report = await agent.submit(attempt)
+            report = await agent.submit(attempt, self._patience.poll_s)
         except StaleEpoch as error:
             raise Superseded(str(error)) from None
         except Refused as error:

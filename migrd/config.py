@@ -9,19 +9,21 @@ from __future__ import annotations
 import os
 import ssl
 import stat
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Annotated
 
+from pydantic import AfterValidator, Field
+
+from agents.mistakes import Mistake, Seconds, raise_all
 from agents.tls import TlsFiles, client_context
-from agents.toml_config import ConfigError, load
+from agents.toml_config import ConfigError, load, raw, table
 from migrd.acts import Patience
 from migrd.api.listen import Listen, parse_listen
 from migrd.engine import Settings
+from migrd.host_config import HostConfig, HostName, doubles
 from migrd.planner import Policy
-from migrd.power import Bmc
 from migrd.slots import Caps
 from migrd.watch import WatchPolicy
 
@@ -29,25 +31,33 @@ DEFAULT_PATH = Path("/etc/migrd/migrd.toml")
 DEFAULT_TOKEN_FILE = Path("/etc/migrd/token")
 DEFAULT_STATE_DIR = Path("/var/lib/migrd")
 MIN_TOKEN_CHARS = 20
-HOST_NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+def _listen_word(word: str) -> str:
+    parse_listen(word)
+    return word
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiConfig:
     """[api]. `listen`: HOST:PORT, [IPV6]:PORT or unix:/PATH. `cert`, `key`: PEM files, unless `plain`."""
 
-    listen: str = "127.0.0.1:7440"
+    listen: Annotated[str, AfterValidator(_listen_word)] = "127.0.0.1:7440"
     cert: Path | None = None
     key: Path | None = None
     plain: bool = False  # HTTP without TLS: on loopback and unix sockets only
     token_file: Path = DEFAULT_TOKEN_FILE
 
     def __post_init__(self) -> None:
-        address = parse_listen(self.listen)
-        if self.plain and not address.local:
-            raise ValueError("plain is for loopback and unix sockets only: the token would cross the network")
-        if not self.plain and (self.cert is None or self.key is None):
-            raise ValueError("cert and key are required unless plain = true")
+        raise_all(self._mistakes())
+
+    def _mistakes(self) -> Iterator[Mistake]:
+        if self.plain and not self.address.local:
+            message = "is for loopback and unix sockets only: the token would cross the network"
+            yield Mistake(("plain",), message, (("listen",),))
+        for name in ("cert", "key") if not self.plain else ():
+            if getattr(self, name) is None:
+                yield Mistake((name,), "required unless plain = true", (("plain",),))
 
     @property
     def address(self) -> Listen:
@@ -65,33 +75,19 @@ class StateConfig:
 class MovesConfig:
     """[moves]: how one move is carried out. How many at once is policy.per_host_moves."""
 
-    downtime_limit_ms: int = 300  # QEMU's target for the switch-over
-    bandwidth_bps: int | None = None  # bytes per second and move; not set = no limit
-    deadline_s: float = 3600.0  # a move that copies for longer is aborted
+    # QEMU's own bounds for the switch-over's target
+    downtime_limit_ms: Annotated[int, Field(ge=1, le=2_000_000)] = 300
+    # bytes per second and move; not set = no limit; libvirt counts in MiB per second
+    bandwidth_bps: Annotated[int, Field(ge=1 << 20)] | None = None
+    deadline_s: Seconds = 3600.0  # a move that copies for longer is aborted
     patience: Patience = field(default_factory=Patience)
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.downtime_limit_ms <= 2_000_000:  # QEMU's own bounds
-            raise ValueError("downtime_limit_ms must be from 1 to 2000000")
-        if self.bandwidth_bps is not None and self.bandwidth_bps < 1 << 20:
-            raise ValueError("bandwidth_bps must be at least 1048576: libvirt counts in MiB per second")
-        if self.deadline_s <= 0:
-            raise ValueError("deadline_s must be above 0")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostConfig:
-    """[hosts.NAME]. `agent`: https://ADDRESS:PORT; the address must be in the agent's certificate."""
-
-    agent: str
-    bmc: Bmc | None = None
-
-    def __post_init__(self) -> None:
-        parts = urlsplit(self.agent)
-        if parts.scheme != "https" or not parts.hostname or parts.path not in ("", "/") or parts.query:
-            raise ValueError("agent must be https://ADDRESS:PORT")
-        if parts.username is not None or parts.port is None:  # .port raises ValueError when it is no port
-            raise ValueError("agent must be https://ADDRESS:PORT, with a port and without a user")
+def _hosts(hosts: Mapping[str, HostConfig]) -> Mapping[str, HostConfig]:
+    if not hosts:
+        raise ValueError("at least one [hosts.NAME] is needed")
+    raise_all(doubles(hosts))
+    return hosts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +96,7 @@ class MigrdConfig:
 
     api: ApiConfig
     agents: TlsFiles  # how the daemon proves itself to agents: its client certificate, and their authority
-    hosts: Mapping[str, HostConfig]
+    hosts: Annotated[Mapping[HostName, HostConfig], AfterValidator(_hosts)]
     state: StateConfig = StateConfig()
     policy: Policy = field(default_factory=Policy)
     watch: WatchPolicy = field(default_factory=WatchPolicy)
@@ -115,19 +111,6 @@ class MigrdConfig:
             bandwidth_bps=self.moves.bandwidth_bps,
             migrate_deadline_s=self.moves.deadline_s,
         )
-
-    def __post_init__(self) -> None:
-        wrong = [f"{name!r} is not a host name" for name in self.hosts if not _is_host_name(name)]
-        if not self.hosts:
-            wrong.append("hosts: at least one [hosts.NAME] is needed")
-        seen: dict[str, str] = {}
-        for name, host in self.hosts.items():
-            url = host.agent.rstrip("/")
-            if url in seen:
-                wrong.append(f"hosts.{name}.agent: {url} is the agent of {seen[url]} already")
-            seen.setdefault(url, name)
-        if wrong:
-            raise ValueError("; ".join(wrong))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,27 +132,45 @@ def load_daemon(path: Path) -> Loaded:
     except ConfigError as error:
         errors += error.errors
     # Also when keys are wrong: who corrects a file wants the whole list, not the next one.
-    errors += file_problems(_document(path))
-    if errors or config is None:
+    document = raw(path)
+    errors += file_problems(document)
+    opened = _open(document)
+    errors += opened.errors
+    if errors or config is None or opened.agent_tls is None:
         raise ConfigError(path, errors)
-    token = b""
-    api_tls = agent_tls = None
-    try:
-        token = read_token(config.api.token_file)
-    except ValueError as error:
-        errors.append(f"api.token_file: {error}")
-    try:
-        agent_tls = client_context(config.agents)
-    except (OSError, ssl.SSLError) as error:
-        errors.append(f"agents: {_tls_words(error)}")
-    if not config.api.plain and config.api.cert is not None and config.api.key is not None:
+    return Loaded(config=config, token=opened.token, api_tls=opened.api_tls, agent_tls=opened.agent_tls)
+
+
+@dataclass(slots=True)
+class _Opened:
+    token: bytes = field(default=b"", repr=False)
+    agent_tls: ssl.SSLContext | None = None
+    api_tls: ssl.SSLContext | None = None
+    errors: list[str] = field(default_factory=list)
+
+
+def _open(document: Mapping[str, object]) -> _Opened:
+    """What is in the files that can be read: token and certificates."""
+    opened = _Opened()
+    files = {w: file for w, file, secret in _named_files(document) if not _file_problem(file, secret=secret)}
+    if token_file := files.get("api.token_file"):
         try:
-            api_tls = _server_tls(config.api.cert, config.api.key)
+            opened.token = read_token(token_file)
+        except ValueError as error:
+            opened.errors.append(f"api.token_file: {error}")
+    own = {name: files[f"agents.{name}"] for name in ("cert", "key", "ca") if f"agents.{name}" in files}
+    if len(own) == 3:
+        try:
+            opened.agent_tls = client_context(TlsFiles(**own))
         except (OSError, ssl.SSLError) as error:
-            errors.append(f"api.cert: {_tls_words(error)}")
-    if errors or agent_tls is None:
-        raise ConfigError(path, errors)
-    return Loaded(config=config, token=token, api_tls=api_tls, agent_tls=agent_tls)
+            opened.errors.append(f"agents: {_tls_words(error)}")
+    plain = table(document, "api").get("plain") is True
+    if not plain and "api.cert" in files and "api.key" in files:
+        try:
+            opened.api_tls = _server_tls(files["api.cert"], files["api.key"])
+        except (OSError, ssl.SSLError) as error:
+            opened.errors.append(f"api.cert: {_tls_words(error)}")
+    return opened
 
 
 def file_problems(document: Mapping[str, object]) -> list[str]:
@@ -179,12 +180,17 @@ def file_problems(document: Mapping[str, object]) -> list[str]:
         reason = _file_problem(file, secret=secret)
         if reason:
             found.append(f"{where}: {file}: {reason}")
-    state = _table(document, "state").get("dir", str(DEFAULT_STATE_DIR))
+    state = table(document, "state").get("dir", str(DEFAULT_STATE_DIR))
     if isinstance(state, str):
         reason = _directory_problem(Path(state))
         if reason:
             found.append(f"state.dir: {state}: {reason}")
     return found
+
+
+def secret_problem(path: Path) -> str:
+    """Why a file cannot be used as a secret; '' when it can: absolute, readable, nobody else's to read."""
+    return _file_problem(path, secret=True)
 
 
 def read_token(path: Path) -> bytes:
@@ -202,7 +208,7 @@ def read_token(path: Path) -> bytes:
 
 def _named_files(document: Mapping[str, object]) -> Iterator[tuple[str, Path, bool]]:
     """(path in the document, file, is it a secret) of every file that the document names."""
-    api, agents, hosts = (_table(document, name) for name in ("api", "agents", "hosts"))
+    api, agents, hosts = (table(document, name) for name in ("api", "agents", "hosts"))
     wanted: list[tuple[str, object, bool]] = [
         ("api.cert", api.get("cert"), False),
         ("api.key", api.get("key"), True),
@@ -212,7 +218,7 @@ def _named_files(document: Mapping[str, object]) -> Iterator[tuple[str, Path, bo
         ("agents.ca", agents.get("ca"), False),
     ]
     for name in hosts:
-        file = _table(_table(hosts, name), "bmc").get("password_file")
+        file = table(table(hosts, name), "bmc").get("password_file")
         wanted.append((f"hosts.{name}.bmc.password_file", file, True))
     for where, file, secret in wanted:
         if isinstance(file, str):
@@ -244,23 +250,6 @@ def _directory_problem(path: Path) -> str:
     if not path.is_dir():
         return "is not a directory: create it, owned by the user that runs migrd"
     return "" if os.access(path, os.W_OK | os.X_OK) else "cannot be written by the user that runs migrd"
-
-
-def _document(path: Path) -> Mapping[str, object]:
-    """The parsed file; empty when it cannot be parsed, which `load` has reported."""
-    try:
-        return tomllib.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-
-
-def _table(document: Mapping[str, object], key: str) -> Mapping[str, object]:
-    found = document.get(key)
-    return found if isinstance(found, dict) else {}
-
-
-def _is_host_name(name: str) -> bool:
-    return 0 < len(name) <= 253 and set(name) <= HOST_NAME_CHARS and name[0].isalnum()
 
 
 def _server_tls(cert: Path, key: Path) -> ssl.SSLContext:

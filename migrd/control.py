@@ -10,12 +10,16 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from migrd.model import Cluster, Plan
+from migrd.model import Blocker, Cluster, Plan
 from migrd.operations import ClusterEvent, Operation
 
 
 class NotFound(Exception):  # noqa: N818 - an answer, not a malfunction
-    """No such host, guest or operation. The message names it and what exists that is close."""
+    """No such host, guest or operation. Each reason names one and what exists that is close."""
+
+    def __init__(self, *reasons: str) -> None:
+        super().__init__("; ".join(reasons))
+        self.reasons = reasons
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,17 @@ class Readiness:
     reasons: tuple[str, ...] = ()
 
 
+def reasons_of(plan: Plan) -> list[str]:
+    """Why this plan is refused as a whole, all at once; empty = it is not."""
+    return [*plan.refusals, *(_sentence(blocker) for blocker in plan.blockers)]
+
+
+def _sentence(blocker: Blocker) -> str:
+    where = f" to {blocker.target}" if blocker.target else ""
+    remedy = f" ({blocker.remedy})" if blocker.remedy else ""
+    return f"{blocker.name or blocker.guest}{where}: {blocker.reason}{remedy}"
+
+
 class Control(Protocol):
     def cluster(self) -> Cluster: ...
 
@@ -68,6 +83,10 @@ class Control(Protocol):
 
     def operations(self, *, limit: int = 200) -> tuple[Operation, ...]:
         """Newest first, children included."""
+        ...
+
+    def open_operations(self) -> tuple[Operation, ...]:
+        """All that have not ended, newest first, however old. Cheap: ended ones are not looked at."""
         ...
 
     def operation(self, operation_id: str) -> Operation: ...

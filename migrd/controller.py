@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Literal
 
 import structlog
 
 from migrd import saga
 from migrd.changes import Change
-from migrd.control import DrainRequest, MigrateRequest, NotFound, Readiness, UndrainRequest
+from migrd.control import DrainRequest, MigrateRequest, NotFound, Readiness, UndrainRequest, reasons_of
 from migrd.engine import Engine, Settings
 from migrd.feed import Feed
-from migrd.model import Blocker, Cluster, Guest, HostState, Plan
+from migrd.model import Cluster, Guest, HostState, Plan
 from migrd.operations import ClusterEvent, Operation, OperationState
 from migrd.placement import Placement, find_guest
 from migrd.ports import (
@@ -104,6 +105,7 @@ class Controller:
                 powered_off=lambda: [
                     name for name, state in engine.administrative().items() if state is HostState.OFF
                 ],
+                power=power,
             )
 
         self._engine = Engine(
@@ -257,6 +259,10 @@ class Controller:
         newest = sorted(self._engine.records.values(), key=lambda record: record.seq, reverse=True)
         return tuple(operation(record) for record in newest[: max(limit, 0)])
 
+    def open_operations(self) -> tuple[Operation, ...]:
+        newest = sorted(self._engine.open(), key=lambda record: record.seq, reverse=True)
+        return tuple(operation(record) for record in newest)
+
     def operation(self, operation_id: str) -> Operation:
         return operation(self._record(operation_id))
 
@@ -277,14 +283,15 @@ class Controller:
             refusals += (
                 f"{host} has no BMC: add [hosts.{host}.bmc] to migrd.toml, or drain without power-off",
             )
-        return _with_refusals(plan, refusals)
+        return replace(plan, refusals=tuple(dict.fromkeys(refusals)))
 
     async def plan_migrate(self, guest: str, request: MigrateRequest) -> Plan:
         found = self._guest(guest)
         if request.to is not None:
             self._host(request.to)
         plan = await self._engine.placement.plan_migrate(found, request.to)
-        return _with_refusals(plan, (*self._engine.busy(found.uuid), *plan.refusals))
+        refusals = (*self._engine.busy(found.uuid), *plan.refusals)
+        return replace(plan, refusals=tuple(dict.fromkeys(refusals)))
 
     # -- Control: work ----------------------------------------------------------------------------
 
@@ -312,21 +319,21 @@ class Controller:
     async def undrain(self, host: str, request: UndrainRequest) -> Operation:
         self._host(host)
         decided = self._engine.administrative().get(host)
-        if decided not in (HostState.DRAINED, HostState.OFF):
-            busy = self._host_busy(host)
-            raise Refused(*(busy or [f"{host} is not drained: there is nothing to take back"]))
+        reasons = self._host_busy(host)
+        if decided not in (HostState.DRAINED, HostState.OFF) and not reasons:
+            reasons.append(f"{host} is not drained: there is nothing to take back")
         if decided is HostState.OFF and not self._power.has(host):
-            raise Refused(
-                f"{host} is off and has no BMC: switch it on by hand, then migrctl host power {host} on"
-            )
+            text = f"{host} is off and has no BMC: switch it on by hand, then migrctl host power {host} on"
+            reasons.append(text)
+        if reasons:
+            raise Refused(*reasons)
         drain = self._last_drain(host)
-        here = {(g.uuid, g.host) for g in self._view.cluster().guests if g.state.has_process}
         restore = () if drain is None or not request.restore else _moved(drain)
         row = UndrainRequested(
             host=host,
             drain=drain.operation if drain is not None else "",
             power_on=decided is HostState.OFF,
-            restore=tuple(g for g in restore if (g.guest, g.now_on) in here),
+            restore=restore,
         )
         return await self._begin(row, host)
 
@@ -344,7 +351,7 @@ class Controller:
         reasons = self._host_busy(host)
         if not self._power.has(host):
             reasons.append(f"{host} has no BMC: add [hosts.{host}.bmc] to migrd.toml")
-        if action == "off" and not reasons:
+        if action == "off":
             reasons += (await self._engine.check_power_off(host)).reasons
         if reasons:
             raise Refused(*reasons)
@@ -364,7 +371,10 @@ class Controller:
 
     async def _begin(self, row: Request, host: str) -> Operation:
         def conflict() -> list[str]:
-            return self._engine.busy(row.guest) if isinstance(row, MigrateRow) else self._host_busy(host)
+            if isinstance(row, MigrateRow):
+                return self._engine.busy(row.guest)
+            alone = self._last_in_use(host) if isinstance(row, DrainRequested) else []
+            return [*self._host_busy(host), *alone]
 
         try:
             return operation(await self._engine.begin("", row, conflict))
@@ -380,6 +390,15 @@ class Controller:
             for record in self._engine.open()
             if isinstance(record.state, DrainState | UndrainState | PowerState)
             and record.state.request.host == host
+        ]
+
+    def _last_in_use(self, host: str) -> list[str]:
+        """Another drain may have begun since this one was planned."""
+        decided = self._engine.administrative()
+        if any(name != host and name not in decided for name in self._view.cluster().hosts):
+            return []
+        return [
+            f"{host} is the last host in use: every other one is {' or '.join(sorted(set(decided.values())))}"
         ]
 
     def _last_drain(self, host: str) -> DrainState | None:
@@ -422,26 +441,8 @@ def _moved(drain: DrainState) -> tuple[MovedGuest, ...]:
     return tuple(MovedGuest(guest=uuid, name=t.name, now_on=t.target) for uuid, t in drain.moved)
 
 
-def _with_refusals(plan: Plan, refusals: tuple[str, ...]) -> Plan:
-    return Plan(
-        host=plan.host,
-        moves=plan.moves,
-        stops=plan.stops,
-        stays=plan.stays,
-        blockers=plan.blockers,
-        refusals=tuple(dict.fromkeys(refusals)),
-        estimate_s=plan.estimate_s,
-    )
-
-
 def _refuse(plan: Plan) -> None:
     """All reasons at once, or nothing."""
-    reasons = [*plan.refusals, *(_sentence(blocker) for blocker in plan.blockers)]
+    reasons = reasons_of(plan)
     if reasons:
         raise Refused(*reasons)
-
-
-def _sentence(blocker: Blocker) -> str:
-    where = f" to {blocker.target}" if blocker.target else ""
-    remedy = f" ({blocker.remedy})" if blocker.remedy else ""
-    return f"{blocker.name or blocker.guest}{where}: {blocker.reason}{remedy}"

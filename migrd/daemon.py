@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
@@ -15,16 +15,11 @@ from agents.notify import notify, watchdog_s
 from migrd.api.app import build_app
 from migrd.api.context import Api
 from migrd.api.server import serving
-from migrd.changes import Change
-from migrd.config import Loaded, MigrdConfig
-from migrd.controller import Controller
+from migrd.assembly import assemble
+from migrd.config import Loaded
 from migrd.journal import Journal
 from migrd.metrics import Metrics
-from migrd.model import HostState
-from migrd.planning import BoundPlanner
 from migrd.power import Power
-from migrd.preflight import Interviewer
-from migrd.watch import ClusterView
 
 log = structlog.get_logger("migrd.daemon")
 
@@ -59,12 +54,22 @@ async def running(loaded: Loaded, version: str) -> AsyncIterator[str]:
         journal = await Journal.open(config.state.dir / JOURNAL_FILE)
         stack.push_async_callback(journal.close)
         agents = {
-            name: AgentClient(name, host.agent, loaded.agent_tls) for name, host in config.hosts.items()
+            name: AgentClient.https(name, host.agent, loaded.agent_tls) for name, host in config.hosts.items()
         }
         for agent in agents.values():
             stack.push_async_callback(agent.close)
         metrics = Metrics(version)
-        view, controller = _core(config, agents, journal, metrics)
+        bmcs = {name: host.bmc for name, host in config.hosts.items() if host.bmc is not None}
+        view, controller = assemble(
+            agents,
+            journal=journal,
+            power=Power(bmcs),
+            with_bmc=tuple(bmcs),
+            policy=config.policy,
+            watch=config.watch,
+            settings=config.settings(),
+            observer=metrics,
+        )
         # Before anything is watched: a drained host must not be taken for a usable one, even for a moment.
         await controller.recover()
         metrics.follow(controller)
@@ -84,40 +89,6 @@ async def running(loaded: Loaded, version: str) -> AsyncIterator[str]:
             log.warning("hosts have not answered yet", hosts=late)
         # Last in, first out: no request is taken while the core goes down.
         yield await stack.enter_async_context(serving(build_app(api), config.api.address, loaded.api_tls))
-
-
-def _core(
-    config: MigrdConfig, agents: Mapping[str, AgentClient], journal: Journal, metrics: Metrics
-) -> tuple[ClusterView, Controller]:
-    """View and controller need each other: the view shows what was decided, the controller what is seen."""
-    bmcs = {name: host.bmc for name, host in config.hosts.items() if host.bmc is not None}
-    controller: Controller | None = None
-
-    def administrative() -> Mapping[str, HostState]:
-        return controller.administrative() if controller is not None else {}
-
-    def on_change(change: Change) -> None:
-        if controller is not None:
-            controller.on_change(change)
-
-    view = ClusterView(
-        agents,
-        administrative=administrative,
-        on_change=on_change,
-        policy=config.watch,
-        with_bmc=tuple(bmcs),
-    )
-    controller = Controller(
-        view=view,
-        interviewer=Interviewer(agents, deadline_s=config.watch.preflight_deadline_s),
-        planner=BoundPlanner(config.policy),
-        agents=agents,
-        journal=journal,
-        power=Power(bmcs),
-        settings=config.settings(),
-        observer=metrics,
-    )
-    return view, controller
 
 
 @asynccontextmanager

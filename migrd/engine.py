@@ -91,7 +91,7 @@ class Engine:
         self._clock = clock
         self._told = changed
         self._alarm = alarm
-        self._acts = Acts(agents, epoch=journal.epoch, clock=clock, patience=settings.patience)
+        self._acts = Acts(agents, power=power, epoch=journal.epoch, clock=clock, patience=settings.patience)
         self.placement = placement(self)
         self._open: dict[str, Record] = {}
         self._runners: dict[str, Runner] = {}
@@ -182,14 +182,18 @@ class Engine:
         task = self._tasks.create_task(self._guarded(runner), name=record.id)
         self._runner_tasks.add(task)
         task.add_done_callback(self._runner_tasks.discard)
+        # Not in _guarded: a task that is cancelled before its first step runs no `finally`.
+        task.add_done_callback(lambda _: self._over(runner))
+
+    def _over(self, runner: Runner) -> None:
+        self._runners.pop(runner.record.id, None)
+        runner.abandon(self.superseded or "the daemon is stopping: ask again")
 
     async def _guarded(self, runner: Runner) -> None:
         try:
             await runner.run()
         except* Superseded as group:
             self._stand_down(str(group.exceptions[0]))
-        finally:
-            self._runners.pop(runner.record.id, None)
 
     def _stand_down(self, why: str) -> None:
         """Another daemon is master (I4): stop all work where it is; that one goes on by its own journal."""
@@ -245,6 +249,7 @@ class Engine:
             state=projection.operation_state(state),
             target=target,
             reason="; ".join(state.reasons),
+            cancelled=isinstance(state, MigrateState) and state.cancelled,
         )
 
     def moves(self) -> list[tuple[Record, MigrateState]]:
@@ -277,7 +282,7 @@ class Engine:
                 else:
                     self._admitted.add(record.id)
                     self.post(record.id, Withdrawn(reason=f"{slot.target} is {decided} by now"))
-            elif state.stage is not Stage.PARKED:
+            elif state.stage is not Stage.PARKED and not state.committed:  # then only its disks are tidied up
                 running.append(slot)
         for operation in admit(waiting, running, self.settings.caps):
             self._admitted.add(operation)

@@ -67,6 +67,7 @@ class Runner:
         self._queue: asyncio.Queue[tuple[Event, asyncio.Future[None] | None]] = asyncio.Queue(MAX_QUEUED)
         self._tasks: asyncio.TaskGroup | None = None
         self._running: set[asyncio.Task[None]] = set()
+        self._asked: set[asyncio.Future[None]] = set()  # wishes that a person waits for
 
     async def run(self) -> None:
         """Returns at the operation's end. Raises Superseded when a newer daemon is master."""
@@ -91,8 +92,16 @@ class Runner:
         if self._journal.read_only:  # it may stand still on an answer that cannot be written: do not queue up
             raise Refused(self._journal.read_only)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._asked.add(done)
+        done.add_done_callback(self._asked.discard)
         self._queue.put_nowait((event, done))
         await done
+
+    def abandon(self, why: str) -> None:
+        """The runner's task has ended, in whatever way: nobody may wait for it any more."""
+        for done in list(self._asked):
+            if not done.done():
+                done.set_exception(Refused(f"{self.record.id}: {why}"))
 
     async def _take(self, event: Event, done: asyncio.Future[None] | None) -> None:
         try:

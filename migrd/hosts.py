@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from agents.mistakes import Mistake, MistakesError, Seconds
 from agents.protocol import PROTOCOL, DomainReport, Event, HostReport
 from migrd.model import Guest, Host, HostState
 
@@ -19,12 +20,13 @@ ADMINISTRATIVE = (HostState.DRAINING, HostState.DRAINED, HostState.OFF)
 class Thresholds:
     """When silence counts. An agent's heartbeat comes at least every second."""
 
-    suspect_after_s: float = 3.0
-    unreachable_after_s: float = 10.0
+    suspect_after_s: Seconds = 3.0
+    unreachable_after_s: Seconds = 10.0
 
     def __post_init__(self) -> None:
         if not 0 < self.suspect_after_s <= self.unreachable_after_s:
-            raise ValueError("suspect_after_s must be above 0 and at most unreachable_after_s")
+            message = "must be above 0 and at most unreachable_after_s"
+            raise MistakesError([Mistake(("suspect_after_s",), message, (("unreachable_after_s",),))])
 
 
 def observed_state(

@@ -13,8 +13,8 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -48,6 +48,15 @@ class JournalError(Exception):
     """The journal cannot be used at all; the message says why and what to do. The daemon must not start."""
 
 
+Connect = Callable[[Path], sqlite3.Connection]
+"""Opens the database: autocommit, usable from the executor's thread. Raises sqlite3.Error, OSError."""
+
+
+def connect_file(path: Path) -> sqlite3.Connection:
+    """The database in a file."""
+    return sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+
+
 @dataclass(slots=True)
 class _Pending:
     operation: str
@@ -61,7 +70,7 @@ class _Pending:
 class Journal:
     """Use `await Journal.open(path)`; `close()` at the end. Implements `migrd.ports.JournalPort`."""
 
-    def __init__(self, database: sqlite3.Connection, lock: TextIO, thread: ThreadPoolExecutor, epoch: int):
+    def __init__(self, database: sqlite3.Connection, lock: TextIO, thread: Executor, epoch: int):
         self._database = database
         self._lock = lock
         self._thread = thread
@@ -71,17 +80,27 @@ class Journal:
         self._read_only = ""
 
     @classmethod
-    async def open(cls, path: Path, *, max_bytes: int = MAX_BYTES) -> Journal:
+    async def open(
+        cls,
+        path: Path,
+        *,
+        max_bytes: int = MAX_BYTES,
+        executor: Executor | None = None,
+        connect: Connect = connect_file,
+        lock_file: Callable[[Path], TextIO] | None = None,
+    ) -> Journal:
         """Lock the file, count this start (the epoch, durable before anything else), be ready.
 
-        `max_bytes`: the file grows no further; then the journal is read-only. Raises JournalError.
+        `max_bytes`: the file grows no further; then the journal is read-only. `executor` (one worker, owned
+        by the journal from here on), `connect` and `lock_file` are the seams for a disk of the simulator.
+        Raises JournalError.
         """
-        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
+        thread = executor or ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
         loop = asyncio.get_running_loop()
         try:
-            lock = await loop.run_in_executor(thread, _take_lock, path)
+            lock = await loop.run_in_executor(thread, lock_file or _take_lock, path)
             try:
-                database, epoch = await loop.run_in_executor(thread, _open, path, max_bytes)
+                database, epoch = await loop.run_in_executor(thread, _open, path, max_bytes, connect)
             except BaseException:
                 lock.close()
                 raise
@@ -225,11 +244,9 @@ def _take_lock(path: Path) -> TextIO:
     return lock
 
 
-def _open(path: Path, max_bytes: int) -> tuple[sqlite3.Connection, int]:
+def _open(path: Path, max_bytes: int, connect: Connect) -> tuple[sqlite3.Connection, int]:
     try:
-        database = sqlite3.connect(
-            path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-        )
+        database = connect(path)
         version = database.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA:
             raise JournalError(

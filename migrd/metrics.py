@@ -6,25 +6,55 @@ moved leaves no series behind. What happens (operations, downtime, requests) is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter as Counts
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from agents.protocol import DomainState, MigrationProgress
-from migrd.api.views import count_guests, count_hosts, is_open
+from migrd.api.views import count_guests, count_hosts
 from migrd.control import Control
 from migrd.model import HostState
 from migrd.operations import Operation, OperationKind, OperationState
 
-SEARCHED = 5000  # newest operations that are looked through at a scrape (I20)
 MOVING = (OperationState.RUNNING, OperationState.CANCELLING)
 
 _MOVE_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200)
 _DOWNTIME_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30)
 _REQUEST_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _LAG_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+
+
+# One series per move in flight each.
+_OF_A_MOVE: tuple[tuple[str, str, Callable[[MigrationProgress], float]], ...] = (
+    (
+        "migrd_move_total_bytes",
+        "Memory of the guest of a move in flight.",
+        lambda progress: progress.memory_total_bytes,
+    ),
+    (
+        "migrd_move_processed_bytes",
+        "Memory of a move in flight copied so far, repeats included.",
+        lambda progress: progress.memory_processed_bytes,
+    ),
+    (
+        "migrd_move_remaining_bytes",
+        "Memory of a move in flight still to be copied.",
+        lambda progress: progress.memory_remaining_bytes,
+    ),
+    (
+        "migrd_move_dirty_rate_bytes_per_second",
+        "How fast the guest writes to its memory.",
+        lambda progress: progress.dirty_rate_bps,
+    ),
+    (
+        "migrd_move_bandwidth_bytes_per_second",
+        "How fast memory is copied.",
+        lambda progress: progress.bandwidth_bps,
+    ),
+)
 
 
 class _Cluster(Collector):
@@ -45,7 +75,7 @@ class _Cluster(Collector):
         ready = GaugeMetricFamily("migrd_ready", "1 when the journal is writable, no newer daemon is master.")
         ready.add_metric([], 1.0 if self._control.readiness().ready else 0.0)
         yield ready
-        yield from _operations(self._control.operations(limit=SEARCHED))
+        yield from _operations(self._control.open_operations())
 
     def describe(self) -> Iterator[Metric]:
         """Names only: registering must not ask a core that is still starting."""
@@ -55,9 +85,7 @@ class _Cluster(Collector):
             "migrd_ready",
             "migrd_operations_open",
             "migrd_moves_in_flight",
-            "migrd_move_remaining_bytes",
-            "migrd_move_dirty_rate_bytes_per_second",
-            "migrd_move_bandwidth_bytes_per_second",
+            *(name for name, _, _ in _OF_A_MOVE),
         ):
             yield GaugeMetricFamily(name, "")
 
@@ -69,11 +97,8 @@ def _states(name: str, text: str, states: list[str], counts: dict[str, int]) -> 
     return family
 
 
-def _operations(operations: tuple[Operation, ...]) -> Iterator[Metric]:
-    unfinished = [operation for operation in operations if is_open(operation)]
-    counts: dict[str, int] = {}
-    for operation in unfinished:
-        counts[operation.state.value] = counts.get(operation.state.value, 0) + 1
+def _operations(unfinished: tuple[Operation, ...]) -> Iterator[Metric]:
+    counts = Counts(operation.state.value for operation in unfinished)
     states = [state.value for state in OperationState if not state.ended]
     yield _states("migrd_operations_open", "Operations that have not ended, by state.", states, counts)
     moves = [
@@ -84,23 +109,12 @@ def _operations(operations: tuple[Operation, ...]) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "migrd_moves_in_flight", "Moves that are running or going back.", value=len(moves)
     )
-    labels = ["guest", "source", "target"]
-    remaining = GaugeMetricFamily(
-        "migrd_move_remaining_bytes", "Memory of a move in flight still to be copied.", labels=labels
-    )
-    dirty = GaugeMetricFamily(
-        "migrd_move_dirty_rate_bytes_per_second", "How fast the guest writes to its memory.", labels=labels
-    )
-    bandwidth = GaugeMetricFamily(
-        "migrd_move_bandwidth_bytes_per_second", "How fast memory is copied.", labels=labels
-    )
-    for move in moves:
-        if move.progress is not None:
-            values = [move.guest, move.source, move.target]
-            remaining.add_metric(values, move.progress.memory_remaining_bytes)
-            dirty.add_metric(values, move.progress.dirty_rate_bps)
-            bandwidth.add_metric(values, move.progress.bandwidth_bps)
-    yield from (remaining, dirty, bandwidth)
+    for name, text, read in _OF_A_MOVE:
+        family = GaugeMetricFamily(name, text, labels=["guest", "source", "target"])
+        for move in moves:
+            if move.progress is not None:
+                family.add_metric([move.guest, move.source, move.target], read(move.progress))
+        yield family
 
 
 class Metrics:

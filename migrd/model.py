@@ -140,6 +140,7 @@ class Plan:
     moves: tuple[Move, ...]
     stops: tuple[str, ...] = ()  # uuids that the operator allowed to be shut down and that cannot move
     stays: tuple[str, ...] = ()  # uuids that are shut off and stay defined here
+    names: Mapping[str, str] = field(default_factory=dict)  # of the guests in `stops` and `stays`, by uuid
     blockers: tuple[Blocker, ...] = ()
     refusals: tuple[str, ...] = ()  # reasons about the host itself: unknown, already drained, last one ...
     estimate_s: float = 0.0

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 
 from agents.protocol import HostReport
 from migrd.model import Cluster, Facts, Guest, HostState, Plan
-from migrd.ports import Clock, InterviewerPort, PlannerPort, ViewPort
+from migrd.ports import Clock, InterviewerPort, PlannerPort, PowerPort, ViewPort
 from migrd.sagas.commands import Choose
 from migrd.sagas.events import Chosen, HostChecked, LeftGuest, MigrateRequested, PowerChecked, Surveyed
 from storage.errors import OutcomeError, Refused
@@ -34,8 +35,11 @@ class Placement:
         clock: Clock,
         in_flight: Callable[[], Mapping[str, str]],
         powered_off: Callable[[], Collection[str]],
+        power: PowerPort,
     ) -> None:
         self._view = view
+        self._power = power
+        self._dark: set[str] = set()  # silent, and without power when their BMC was asked
         self._interviewer = interviewer
         self._planner = planner
         self._clock = clock
@@ -56,7 +60,7 @@ class Placement:
     async def _plan_drain(self, host: str, allow_stop: Collection[str]) -> Plan:
         facts = await self._ask(host)
         return self._planner.plan_drain(
-            self._view.cluster(), host, facts, allow_stop=allow_stop, promised=self._promised()
+            self._cluster(), host, facts, allow_stop=allow_stop, promised=self._promised()
         )
 
     async def plan_migrate(self, guest: Guest, to: str | None) -> Plan:
@@ -70,29 +74,31 @@ class Placement:
 
     async def _plan_migrate(self, guest: Guest, to: str | None) -> Plan:
         facts = await self._ask(guest.host, guest.uuid)
-        return self._planner.plan_migrate(
-            self._view.cluster(), guest.uuid, to, facts, promised=self._promised()
-        )
+        return self._planner.plan_migrate(self._cluster(), guest.uuid, to, facts, promised=self._promised())
 
     async def choose(self, command: Choose) -> Chosen:
         """A target for one guest, held for it until its move is journalled."""
         async with self._lock:
             chosen = await self._choose(command)
-            if not chosen.target and not chosen.gone:
-                await self._look_again(command.source, command.to)
+            if not chosen.target:
+                others = [g.host for g in self._view.cluster().guests if g.uuid == command.guest]
+                silent = await self._look_again(command.source, command.to, *others)
                 chosen = await self._choose(command)
+                if chosen.gone and command.source in silent:  # not seen is not gone (I19)
+                    return replace(chosen, gone=False, reasons=(silent[command.source],))
             if chosen.target:
                 self._held[command.guest] = (chosen.target, self._clock.monotonic())
             return chosen
 
     async def _choose(self, command: Choose) -> Chosen:
         cluster = self._view.cluster()
-        if not any(g.host == command.source and g.uuid == command.guest for g in cluster.guests):
-            reason = f"the guest is no longer on {command.source}"
+        here = [g for g in cluster.guests if g.host == command.source and g.uuid == command.guest]
+        if not any(g.state.has_process for g in here):
+            reason = f"the guest {'does not run' if here else 'is no longer'} on {command.source}"
             return Chosen(guest=command.guest, target="", reasons=(reason,), gone=True)
         facts = await self._ask(command.source, command.guest)
         target = self._planner.choose(
-            self._view.cluster(),
+            self._cluster(),
             command.guest,
             facts,
             promised=self._promised(),
@@ -102,16 +108,38 @@ class Placement:
         return Chosen(guest=command.guest, target=target.host, reasons=target.reasons)
 
     async def _ask(self, host: str, guest: str = "") -> Facts:
-        cluster = self._view.cluster()
+        cluster = self._cluster()
         return await self._interviewer.ask(cluster, self._planner.questions(cluster, host, guest))
 
-    async def _look_again(self, *hosts: str) -> None:
+    async def _look_again(self, *hosts: str) -> dict[str, str]:
         """Nobody is refused on old news: a report is up to seconds old, and a job that it shows may be over.
 
-        A host that does not answer stays as it was seen; the refusal then stands.
+        Returns hosts that did not answer, or whose libvirt did not, and why. Such a host stays as it was
+        seen, unless its BMC says that it has no power.
         """
         known = self._view.cluster().hosts
-        await asyncio.gather(*(self._reread(host) for host in dict.fromkeys(hosts) if host in known))
+        names = [host for host in dict.fromkeys(hosts) if host in known]
+        silent = {}
+        for name, report in zip(names, await asyncio.gather(*map(self._reread, names)), strict=True):
+            if isinstance(report, str):
+                silent[name] = report
+            elif not report.libvirt_ok:
+                silent[name] = f"libvirt on {name} does not answer"
+        dark = [name for name in silent if self._power.has(name)]
+        states = await asyncio.gather(*map(self._power.status, dark))
+        self._dark |= {name for name, state in zip(dark, states, strict=True) if state == "off"}
+        return silent
+
+    def _cluster(self) -> Cluster:
+        """The view; what a host without power had is gone. Once it is heard, its own word counts."""
+        cluster = self._view.cluster()
+        self._dark = {
+            name
+            for name in self._dark
+            if name in cluster.hosts and cluster.hosts[name].observed is not HostState.ONLINE
+        }
+        hosts = {name: replace(cluster.hosts[name], state=HostState.OFF) for name in self._dark}
+        return replace(cluster, hosts={**cluster.hosts, **hosts}) if hosts else cluster
 
     def hold(self, moves: Iterable[tuple[str, str]]) -> None:
         """Promise memory to moves (uuid, target) that are about to be journalled."""

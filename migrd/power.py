@@ -10,59 +10,18 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from migrd.host_config import IPMITOOL_OPTIONS, Bmc
 from storage.errors import OutcomeError
 from storage.run import Completed, Runner, run
 
 Action = Literal["on", "off", "status", "monitor"]
 
-# Agents of fence-agents 4.12 that put the password, or an SNMP community, on a command line.
-_LEAKING = re.compile(
-    r"fence_(ipmilan(plus)?|ilo[345]|idrac|imm|amt|vmware|.*snmp|cisco_mds|emerson|ibmblade|ifmib"
-    r"|intelmodular|ipdu|lindypdu)$"
-)
-_IPMITOOL_OPTIONS = {"cipher": "17", "privilege": "ADMINISTRATOR", "retry_s": "2", "retries": "3"}
 _MAX_PASSWORD_BYTES = 4096
 _REASON_LENGTH = 300
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bmc:
-    """[hosts.NAME.bmc]. Raises ValueError for what could never work or would show the password.
-
-    `options` for ipmitool: cipher (3 or 17; without it ipmitool loses 10 s to a probe on each call),
-    privilege, retry_s, retries. For a fence agent: any of its parameters, e.g. plug, ssl_insecure.
-    """
-
-    agent: str = "ipmitool"
-    address: str
-    port: int | None = None  # None = the agent's own default, 623 for IPMI
-    user: str
-    password_file: Path
-    options: Mapping[str, str] = field(default_factory=dict)
-    deadline_s: float = 20.0  # for each question or request
-
-    def __post_init__(self) -> None:
-        if self.agent != "ipmitool" and not re.fullmatch(r"fence_[a-z0-9_]+", self.agent):
-            raise ValueError('agent must be "ipmitool" or the name of a fence agent ("fence_...")')
-        if _LEAKING.fullmatch(self.agent):
-            raise ValueError(f'{self.agent} shows the password in a command line: use agent = "ipmitool"')
-        if self.port is not None and not 0 < self.port < 65536:
-            raise ValueError("port must be between 1 and 65535")
-        if self.deadline_s <= 0:
-            raise ValueError("deadline_s must be above 0")
-        unknown = sorted(set(self.options) - set(_IPMITOOL_OPTIONS))
-        if self.agent == "ipmitool" and unknown:
-            known = ", ".join(_IPMITOOL_OPTIONS)
-            raise ValueError(f"ipmitool has no option {', '.join(unknown)} (it has {known})")
-        given = (self.address, self.user, *self.options, *self.options.values())
-        if any("\n" in text or text.startswith("-") for text in given):
-            raise ValueError("a value must not begin with '-' or contain a newline")
-        if {"action", "password", "passwd", "password_script", "passwd_script"} & set(self.options):
-            raise ValueError("action and password are not options: use password_file")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +33,7 @@ class Call:
 def call_for(bmc: Bmc, action: Action, password: str) -> Call:
     """What to run. The password goes to a fence agent's stdin, or stays in the file that ipmitool reads."""
     if bmc.agent == "ipmitool":
-        with_defaults = {**_IPMITOOL_OPTIONS, **bmc.options}
+        with_defaults = {**IPMITOOL_OPTIONS, **bmc.options}
         words = {
             "-H": bmc.address,
             "-p": str(bmc.port or 623),
@@ -132,42 +91,54 @@ class Power:
         self._run = runner
         self._turns = {host: asyncio.Lock() for host in bmcs}
 
+    def add(self, host: str, bmc: Bmc) -> None:
+        """From now on this is the host's BMC."""
+        self._bmcs[host] = bmc
+        self._turns.setdefault(host, asyncio.Lock())
+
+    def remove(self, host: str) -> None:
+        """A question under way ends by itself."""
+        self._bmcs.pop(host, None)
+        self._turns.pop(host, None)
+
     def has(self, host: str) -> bool:
         return host in self._bmcs
 
     async def status(self, host: str) -> str:
         """'on', 'off' or 'unknown: REASON'. A timeout, an error or garbage is unknown, never off (I3)."""
-        ended = await self._ask(host, "status")
-        if isinstance(ended, str):
-            return f"unknown: {ended}"
-        found = status_of(self._bmcs[host], ended.rc, ended.stdout)
-        return found or f"unknown: {_words(ended)}"
+        answer = await self._ask(host, "status")
+        if isinstance(answer, str):
+            return f"unknown: {answer}"
+        bmc, ended = answer
+        return status_of(bmc, ended.rc, ended.stdout) or f"unknown: {_words(ended)}"
 
     async def switch(self, host: str, action: str) -> str:
         """Ask for "on" or "off". '' when the BMC took it, else the reason. Read `status` afterwards."""
         match action:
             case "on":
-                ended = await self._ask(host, "on")
+                answer = await self._ask(host, "on")
             case "off":
-                ended = await self._ask(host, "off")
+                answer = await self._ask(host, "off")
             case _:
                 raise ValueError(f"power action {action!r}")
-        if isinstance(ended, str):
-            return ended
-        return "" if accepted(self._bmcs[host], ended.rc, ended.stdout) else _words(ended)
+        if isinstance(answer, str):
+            return answer
+        bmc, ended = answer
+        return "" if accepted(bmc, ended.rc, ended.stdout) else _words(ended)
 
     async def monitor(self, host: str) -> str:
         """Could the power be worked now: address, user and password? '' = yes, else the reason."""
-        ended = await self._ask(host, "monitor")
-        if isinstance(ended, str):
-            return ended
-        bmc = self._bmcs[host]
+        answer = await self._ask(host, "monitor")
+        if isinstance(answer, str):
+            return answer
+        bmc, ended = answer
         fine = status_of(bmc, ended.rc, ended.stdout) if bmc.agent == "ipmitool" else ended.rc == 0
         return "" if fine else _words(ended)
 
-    async def _ask(self, host: str, action: Action) -> Completed | str:
-        bmc = self._bmcs.get(host)
-        if bmc is None:
+    async def _ask(self, host: str, action: Action) -> tuple[Bmc, Completed] | str:
+        """The BMC that was asked (it may be another one by the time it answers) and what the tool said."""
+        bmc, turn = self._bmcs.get(host), self._turns.get(host)
+        if bmc is None or turn is None:
             return f"no BMC is configured for {host}: add [hosts.{host}.bmc] to migrd.toml"
         try:
             password = await asyncio.to_thread(_read_password, bmc.password_file)
@@ -175,11 +146,12 @@ class Power:
             return f"password_file {bmc.password_file}: {getattr(error, 'strerror', None) or error}"
         call = call_for(bmc, action, password)
         try:
-            async with self._turns[host]:
+            async with turn:
                 ended = await self._run(call.argv, deadline_s=bmc.deadline_s, input=call.input)
         except OutcomeError as error:
             return _hide(str(error), password)
-        return replace(ended, stdout=_hide(ended.stdout, password), stderr=_hide(ended.stderr, password))
+        hidden = replace(ended, stdout=_hide(ended.stdout, password), stderr=_hide(ended.stderr, password))
+        return bmc, hidden
 
 
 def _read_password(path: Path) -> str:

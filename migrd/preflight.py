@@ -21,7 +21,7 @@ class Asked(Protocol):
 
 
 class Interviewer:
-    """Gathers Facts. Remembers verdicts on CPUs per boot of a host, since those change with a boot only.
+    """Gathers Facts. Remembers CPUs that a host can run, per boot of it: a yes ends with the boot at most.
 
     What is said about volumes is never remembered: a path can go at any moment.
     """
@@ -54,7 +54,7 @@ class Interviewer:
                 return
             for text, reasons in zip(rest.cpus, report.cpus, strict=True):
                 cpu[name, text] = reasons
-                if boot:
+                if boot and not reasons:  # a no may come from a libvirt that is in trouble just now
                     self._remember((name, boot, text), reasons)
             for each, reasons in zip(rest.volumes, report.volumes, strict=True):
                 volume[name, each.name] = reasons

@@ -288,6 +288,8 @@ def administrative(records: Iterable[Record]) -> dict[str, HostState]:
                     found.pop(state.request.host, None)
             case PowerState() if state.phase is power.Phase.DONE:
                 _after_power(found, state)
+            case PowerState() if state.request.action == "off" and state.phase is power.Phase.FAILED:
+                found.setdefault(state.request.host, HostState.DRAINED)  # it may still go off: undrain looks
             case PowerState() if state.request.action == "off" and not state.phase.ended:
                 # From its first row on: else a guest is sent there between the check and the cut (I12).
                 found.setdefault(state.request.host, HostState.DRAINING)
@@ -298,7 +300,9 @@ def administrative(records: Iterable[Record]) -> dict[str, HostState]:
 
 def _after_drain(found: dict[str, HostState], state: DrainState) -> None:
     host = state.request.host
-    if state.phase is DrainPhase.UNDONE:
+    if state.phase is DrainPhase.UNDONE and state.off_asked:
+        found[host] = HostState.DRAINED  # the power may still go: only an undrain finds it whole again
+    elif state.phase is DrainPhase.UNDONE:
         found.pop(host, None)
     elif state.phase is DrainPhase.DONE:
         found[host] = HostState.OFF if state.off else HostState.DRAINED

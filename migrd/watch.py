@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from agents.mistakes import Mistake, MistakesError, Seconds
 from agents.protocol import Event, HostReport
 from migrd.changes import Census, Change, host_change, report_changes
 from migrd.hosts import (
@@ -43,14 +44,19 @@ class Agent(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchPolicy:
     thresholds: Thresholds = field(default_factory=Thresholds)
-    silence_s: float = 5.0  # a stream without a line for that long is given up and opened again
-    read_deadline_s: float = 20.0  # for one whole report
-    preflight_deadline_s: float = 5.0  # for all candidates together, who are asked at once
-    refresh_s: float = 10.0  # a report older than this is read again, whatever the events said
-    backoff_base_s: float = 0.2
-    backoff_cap_s: float = 5.0
-    tick_s: float = 0.5  # how often states are compared, so that silence becomes a change
-    double_after_s: float = 3.0  # two hosts running one guest for longer is no migration's hand-over
+    silence_s: Seconds = 5.0  # a stream without a line for that long is given up and opened again
+    read_deadline_s: Seconds = 20.0  # for one whole report
+    preflight_deadline_s: Seconds = 5.0  # for all candidates together, who are asked at once
+    refresh_s: Seconds = 10.0  # a report older than this is read again, whatever the events said
+    backoff_base_s: Seconds = 0.2
+    backoff_cap_s: Seconds = 5.0
+    tick_s: Seconds = 0.5  # how often states are compared, so that silence becomes a change
+    double_after_s: Seconds = 3.0  # two hosts running one guest for longer is no migration's hand-over
+
+    def __post_init__(self) -> None:
+        if self.backoff_base_s > self.backoff_cap_s:
+            message = "must be at most backoff_cap_s"
+            raise MistakesError([Mistake(("backoff_base_s",), message, (("backoff_cap_s",),))])
 
 
 def backoff_s(failures: int, share: float, policy: WatchPolicy) -> float:

@@ -16,7 +16,9 @@ from storage.errors import Unknown
 
 SCAN_DEADLINE_S = 10.0
 SCAN_SLOTS = 4
-DYING_TRIES = 20
+DYING_S = 5.0
+PAUSE_FIRST_S = 0.02
+PAUSE_LAST_S = 0.25
 _T = TypeVar("_T")
 
 
@@ -81,23 +83,30 @@ def is_dying_qemu(stat_line: str) -> bool:
 
 
 class QemuProcesses:
-    """`InUse` over /proc. A dying QEMU has no command line left to say whose it was: wait a little."""
+    """`InUse` over /proc. A dying QEMU has no command line left to say whose it was: wait a little.
+
+    Most are gone in milliseconds, and every migration ends with one: so the pauses start short and grow.
+    """
 
     def __init__(
-        self, *, proc: Path = Path("/proc"), pause_s: float = 0.25, deadline_s: float = SCAN_DEADLINE_S
+        self, *, proc: Path = Path("/proc"), dying_s: float = DYING_S, deadline_s: float = SCAN_DEADLINE_S
     ) -> None:
         self._proc = proc
-        self._pause_s = pause_s
+        self._dying_s = dying_s
         self._deadline_s = deadline_s
         self._lane = Lane("proc-qemu", SCAN_SLOTS)
 
     async def __call__(self, domain_uuid: str) -> bool:
         """Raises Unknown if /proc cannot be read or a nameless QEMU does not finish dying."""
-        for _ in range(DYING_TRIES):
+        paused_s, pause_s = 0.0, PAUSE_FIRST_S
+        while True:
             found, dying = await _scan(self._lane, lambda: self._look(domain_uuid.lower()), self._deadline_s)
             if found or not dying:
                 return found
-            await asyncio.sleep(self._pause_s)
+            if paused_s >= self._dying_s:
+                break
+            await asyncio.sleep(pause_s)
+            paused_s, pause_s = paused_s + pause_s, min(pause_s * 2, PAUSE_LAST_S)
         raise Unknown(
             "a QEMU process on this host is exiting but still holds its files; whose it was is not known"
         )

@@ -130,12 +130,19 @@ class Attempts:
             if isinstance(live.attempt.command, MigrateDomain) and not live.ended.is_set()
         )
 
-    async def submit(self, attempt: Attempt) -> AttemptReport:
-        """Begin it, or answer with the one begun before.
+    async def submit(self, attempt: Attempt, wait_s: float = 0.0) -> AttemptReport:
+        """Begin it, or answer with the one begun before; as it stands after its end or after `wait_s`.
 
         Raises StaleEpochError, DifferentCommandError, DomainBusyError, TooManyAttemptsError, LedgerError:
         then nothing was begun.
         """
+        report = await self._begin(attempt)
+        live = self._live.get(_key(attempt))
+        if live is None or wait_s <= 0:
+            return report
+        return await _until_end(live, wait_s)
+
+    async def _begin(self, attempt: Attempt) -> AttemptReport:
         async with self._submitting:
             await self._ledger.obey(attempt.epoch)
             live = self._live.get(_key(attempt))
@@ -158,10 +165,7 @@ class Attempts:
         live = self._live.get(key)
         if live is None:
             return await self._ledger.find(*key)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(wait_s):
-                await live.ended.wait()
-        return live.report
+        return await _until_end(live, wait_s)
 
     async def abort(self, key: Key, epoch: int) -> AttemptReport | None:
         """Ask it to stop. Migrations and shutdowns listen; storage commands are short and run to their end.
@@ -267,6 +271,14 @@ class Attempts:
                 return await run_storage(command, self._drivers, deadline_s=self._storage_deadline_s)
 
 
+async def _until_end(live: Live, wait_s: float) -> AttemptReport:
+    """Its report after its end, or after `wait_s`."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(wait_s):
+            await live.ended.wait()
+    return live.report
+
+
 def domain_of(attempt: Attempt) -> str:
     """UUID of the guest an attempt is about."""
     match attempt.command:
@@ -274,6 +286,21 @@ def domain_of(attempt: Attempt) -> str:
             return uuid
         case _:
             return attempt.command.handover.domain_uuid
+
+
+def touched_kinds(attempt: Attempt, drivers: Drivers) -> frozenset[str]:
+    """Kinds of volumes that look different after this attempt.
+
+    A guest that was stopped gives its disks up by itself, whatever they are. One that migrated does so, too,
+    but is followed by the storage step that says so.
+    """
+    match attempt.command:
+        case MigrateDomain():
+            return frozenset()
+        case SweepTarget() | ShutdownDomain():
+            return frozenset(drivers)
+        case _:
+            return frozenset(volume.kind for volume in attempt.command.volumes)
 
 
 def _key(attempt: Attempt) -> Key:

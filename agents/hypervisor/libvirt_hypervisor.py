@@ -44,6 +44,7 @@ class LibvirtHypervisor:
         self._reporting = asyncio.Lock()
         self._job_completed = asyncio.Event()
         self._last_jobs: OrderedDict[str, MigrationProgress] = OrderedDict()
+        self._closing: set[asyncio.Task[None]] = set()
 
     @property
     def trouble(self) -> str | None:
@@ -66,6 +67,7 @@ class LibvirtHypervisor:
         """Close the connections; running peer-to-peer migrations go on without this process."""
         for link in (self._query, self._status, self._abort):
             await link.close()
+        await asyncio.gather(*self._closing)
 
     async def report(self) -> HypervisorReport:
         """See words.Hypervisor."""
@@ -95,7 +97,10 @@ class LibvirtHypervisor:
             after = await self._after_error(request.uuid)
             raise verdict(error.get_error_code(), str(error), after.state, after.job) from None
         finally:
-            await link.close()
+            # Nobody waits for it: the outcome is known. It ends by itself, within the deadline of a close.
+            closing = asyncio.create_task(link.close(), name="close a migration's connection")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     async def job(self, uuid: str) -> Job | None:
         """See words.Hypervisor."""

@@ -6,6 +6,7 @@ never through an argv, a log line or an error text (I17).
 
 from __future__ import annotations
 
+import asyncio
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -18,13 +19,16 @@ from storage.errors import Failed, Retryable, Unknown
 T = TypeVar("T")
 
 DEADLINE_S = 10.0
+SLOTS = 4  # below libvirtd's max_client_requests of 5
 
 
 class LibvirtSecrets:
-    """One connection, one call at a time: secrets are asked for rarely."""
+    """One connection. Questions may overlap: every guest's step and every inventory asks."""
 
     def __init__(self, uri: str) -> None:
-        self._link = Link(uri, "libvirt-secrets", slots=1)
+        self._link = Link(uri, "libvirt-secrets", slots=SLOTS)
+        # Two guests may share a secret: both would find none, and the second to define it would fail.
+        self._defining = asyncio.Lock()
 
     async def has(self, *, uuid: str | None, usage: str | None) -> bool:
         """See SecretStore. Raises Retryable."""
@@ -36,7 +40,8 @@ class LibvirtSecrets:
     async def define(self, *, uuid: str | None, usage: str | None, value: bytes) -> None:
         """See SecretStore. Raises Failed, Retryable, Unknown."""
         try:
-            await self._link.call(lambda c: put_secret(c, uuid, usage, value), deadline_s=DEADLINE_S)
+            async with self._defining:
+                await self._link.call(lambda c: put_secret(c, uuid, usage, value), deadline_s=DEADLINE_S)
         except Lost as error:
             raise Unknown(f"libvirt secrets: the connection broke: {error}") from None
         except libvirt.libvirtError as error:

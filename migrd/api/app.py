@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 from pydantic import TypeAdapter
 
 from migrd.api import problems
@@ -38,7 +38,7 @@ def build_app(api: Api) -> web.Application:
     app[DESCRIPTION] = json.dumps(document(api.version)).encode()
     app.on_shutdown.append(app[STREAMS].close)
     for route in ROUTES:
-        app.router.add_route(route.method, route.path, _handler(route))
+        app.router.add_route(route.method, route.path, _handler(route), expect_handler=_expect)
     return app
 
 
@@ -56,6 +56,13 @@ def _handler(route: Route) -> Next:
         return web.Response(body=body, status=answer.status, content_type="application/json", headers=headers)
 
     return handle
+
+
+async def _expect(request: web.Request) -> None:
+    """Of the Expect header. Runs outside of the middlewares, so a wrong one is told by _problems."""
+    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version == HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # as aiohttp's own handler does
 
 
 def _template(request: web.Request) -> str:
@@ -95,6 +102,8 @@ def _method(request: web.Request) -> str:
 @web.middleware
 async def _problems(request: web.Request, handler: Next) -> web.StreamResponse:
     try:
+        if request.headers.get(hdrs.EXPECT, "100-continue").lower() != "100-continue":
+            raise web.HTTPExpectationFailed  # noqa: TRY301 - one way to say why not
         return await handler(request)
     except Exception as error:
         verdict = problems.verdict_of(error)

@@ -35,7 +35,6 @@ class Limits:
     keep_alive_s: float = 15.0
     write_s: float = 30.0  # a subscriber that takes no byte for that long is dropped
     operations: int = 1000  # most that one answer lists
-    searched: int = 5000  # newest that are looked through for open ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

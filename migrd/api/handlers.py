@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from aiohttp import web
 
 from migrd.api import names, views
@@ -20,8 +22,9 @@ from migrd.api.words import (
     Probe,
     VolumeList,
 )
-from migrd.control import DrainRequest, MigrateRequest, NotFound, UndrainRequest
+from migrd.control import DrainRequest, MigrateRequest, NotFound, UndrainRequest, reasons_of
 from migrd.operations import Operation
+from storage.errors import Refused
 
 NO_QUERY: frozenset[str] = frozenset()
 DRY_RUN = frozenset({"dry_run"})
@@ -31,7 +34,7 @@ DEFAULT_OPERATIONS = 200
 async def status(request: web.Request, api: Api) -> Answer:
     query_of(request, NO_QUERY)
     control = api.control
-    operations = control.operations(limit=api.limits.searched)
+    operations = control.open_operations()
     view = views.status_view(control.cluster(), control.readiness(), operations, api.version)
     return Answer(status=200, value=view)
 
@@ -45,7 +48,7 @@ async def host(request: web.Request, api: Api) -> Answer:
     query_of(request, NO_QUERY)
     cluster = api.control.cluster()
     found = names.host_named(cluster, request.match_info["host"])
-    operations = api.control.operations(limit=api.limits.searched)
+    operations = api.control.open_operations()
     return Answer(status=200, value=views.host_detail(cluster, found, operations, api.now_s()))
 
 
@@ -54,11 +57,15 @@ async def drain(request: web.Request, api: Api) -> Answer:
     body = await body_of(request, DrainBody)
     cluster = api.control.cluster()
     found = names.host_named(cluster, request.match_info["host"])
-    # By uuid from here on: consent given to a name must not slide to another guest (I5).
-    allow_stop = tuple(dict.fromkeys(names.guest_uuid(cluster, word) for word in body.allow_stop))
+    allow_stop, unclear = names.consent(cluster, body.allow_stop)
     wanted = DrainRequest(power_off=body.power_off, allow_stop=allow_stop)
-    if body.dry_run or flag(query, "dry_run"):
-        return Answer(status=200, value=await api.control.plan_drain(found.name, wanted))
+    dry_run = body.dry_run or flag(query, "dry_run")
+    if dry_run or unclear:
+        plan = await api.control.plan_drain(found.name, wanted)
+        plan = replace(plan, refusals=(*(f"allow_stop: {reason}" for reason in unclear), *plan.refusals))
+        if dry_run:
+            return Answer(status=200, value=plan)
+        raise Refused(*reasons_of(plan))
     return accepted(await api.control.drain(found.name, wanted))
 
 
@@ -86,7 +93,7 @@ async def power(request: web.Request, api: Api) -> Answer:
 async def guests(request: web.Request, api: Api) -> Answer:
     query = query_of(request, frozenset({"host"}))
     cluster = api.control.cluster()
-    found = views.guest_views(cluster, api.control.operations(limit=api.limits.searched))
+    found = views.guest_views(cluster, api.control.open_operations())
     if "host" in query:
         here = names.host_named(cluster, query["host"]).name
         found = tuple(guest for guest in found if here in (guest.host, *guest.also_on))
@@ -97,7 +104,7 @@ async def guest(request: web.Request, api: Api) -> Answer:
     query_of(request, NO_QUERY)
     cluster = api.control.cluster()
     uuid = names.guest_uuid(cluster, request.match_info["vm"])
-    operations = api.control.operations(limit=api.limits.searched)
+    operations = api.control.open_operations()
     found = next(view for view in views.guest_views(cluster, operations) if view.uuid == uuid)
     return Answer(status=200, value=found)
 
@@ -106,8 +113,7 @@ async def migrate(request: web.Request, api: Api) -> Answer:
     query = query_of(request, DRY_RUN)
     body = await body_of(request, MigrateBody)
     cluster = api.control.cluster()
-    uuid = names.guest_uuid(cluster, request.match_info["vm"])
-    to = None if body.to is None else names.host_named(cluster, body.to).name
+    uuid, to = names.guest_and_host(cluster, request.match_info["vm"], body.to)
     wanted = MigrateRequest(to=to)
     if body.dry_run or flag(query, "dry_run"):
         return Answer(status=200, value=await api.control.plan_migrate(uuid, wanted))
@@ -122,7 +128,7 @@ async def operations(request: web.Request, api: Api) -> Answer:
         children = api.control.operation(query["parent"]).children
         found = tuple(child for child in (_operation(api, id_) for id_ in reversed(children)) if child)
     else:
-        found = api.control.operations(limit=api.limits.searched if flag(query, "open") else limit)
+        found = api.control.open_operations() if flag(query, "open") else api.control.operations(limit=limit)
     if flag(query, "open"):
         found = tuple(op for op in found if views.is_open(op))
     return Answer(status=200, value=OperationList(operations=found[:limit]))

@@ -42,6 +42,40 @@ def guest_uuid(cluster: Cluster, word: str) -> str:
     return uuids[0]
 
 
+def consent(cluster: Cluster, words: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Guests that may be stopped, by uuid, and why a word names none or several: all of them at once.
+
+    By uuid from here on: consent given to a name must not slide to another guest (I5).
+    """
+    uuids: dict[str, None] = {}
+    reasons: list[str] = []
+    for word in words:
+        try:
+            uuids[guest_uuid(cluster, word)] = None
+        except NotFound as error:
+            reasons += error.reasons
+        except ProblemError as error:
+            reasons.append(f"{error.problem.detail}: {'; '.join(error.problem.reasons)}")
+    return tuple(uuids), tuple(reasons)
+
+
+def guest_and_host(cluster: Cluster, guest: str, host: str | None) -> tuple[str, str | None]:
+    """The uuid of a guest and the name of a host. Raises NotFound for both at once, ProblemError."""
+    missing: list[str] = []
+    uuid = name = None
+    try:
+        uuid = guest_uuid(cluster, guest)
+    except NotFound as error:
+        missing += error.reasons
+    try:
+        name = None if host is None else host_named(cluster, host).name
+    except NotFound as error:
+        missing += error.reasons
+    if uuid is None or missing:
+        raise NotFound(*missing)
+    return uuid, name
+
+
 def volume_named(cluster: Cluster, word: str) -> VolumeView:
     """Raises NotFound with near names."""
     views = {view.name: view for view in volume_views(cluster)}

@@ -19,7 +19,7 @@ from storage.errors import OutcomeError, Refused, Retryable, Unknown
 CONTENT_TYPE = "application/problem+json"
 
 BAD_JSON = "bad-json"  # 400: the body is no JSON
-BAD_REQUEST = "bad-request"  # 400: a header or query parameter is wrong
+BAD_REQUEST = "bad-request"  # 400: a header or query parameter is wrong, or the body cannot be decoded; 417
 UNAUTHORIZED = "unauthorized"  # 401: no token, or not the right one
 NOT_FOUND = "not-found"  # 404: no such path, host, guest, volume or operation
 METHOD_NOT_ALLOWED = "method-not-allowed"  # 405
@@ -76,7 +76,7 @@ def verdict_of(error: Exception) -> Verdict | None:  # noqa: PLR0911 - one line 
         case ProblemError():
             return Verdict(problem=error.problem, headers=error.headers)
         case NotFound():
-            return _verdict(404, NOT_FOUND, str(error), str(error))
+            return _verdict(404, NOT_FOUND, str(error), *error.reasons)
         case Refused():
             return _verdict(409, REFUSED, _first(error), *error.reasons)
         case Retryable():
@@ -87,6 +87,9 @@ def verdict_of(error: Exception) -> Verdict | None:  # noqa: PLR0911 - one line 
             return _verdict(500, FAILED, _first(error), *error.reasons)
         case web.HTTPException():
             return _of_aiohttp(error)
+        case web.RequestPayloadError():
+            reason = f"the body cannot be decoded: {error or 'Content-Encoding or framing is wrong'}"
+            return _verdict(400, BAD_REQUEST, reason, reason)
         case _:
             return None
 
@@ -124,6 +127,8 @@ def _of_aiohttp(error: web.HTTPException) -> Verdict:
             return Verdict(problem=verdict.problem, headers={"Allow": allowed})
         case web.HTTPRequestEntityTooLarge():
             return _verdict(413, TOO_LARGE, "the body is larger than 1 MiB")
+        case web.HTTPExpectationFailed():
+            return _verdict(417, BAD_REQUEST, "Expect: 100-continue is all that can be expected here")
         case _:
             return _verdict(error.status, BAD_REQUEST, error.reason or "")
 

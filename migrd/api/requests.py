@@ -7,7 +7,7 @@ from typing import TypeVar
 from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
-from agents.toml_config import problems_of
+from agents.mistakes import problems_of
 from migrd.api.answer import adapter
 from migrd.api.problems import BAD_FIELDS, BAD_JSON, BAD_REQUEST, ProblemError
 

@@ -251,8 +251,12 @@ def plan(shown: Plan) -> RenderableType:
                 cell(move.guest),
             )
         parts += [made, Text()]
-    parts += [cell(f"will be shut down, with your consent: {uuid}") for uuid in shown.stops]
-    parts += [cell(f"is shut off and stays on {shown.host}: {uuid}") for uuid in shown.stays]
+    parts += [
+        cell(f"will be shut down, with your consent: {_guest_name(shown, uuid)}") for uuid in shown.stops
+    ]
+    parts += [
+        cell(f"is shut off and stays on {shown.host}: {_guest_name(shown, uuid)}") for uuid in shown.stays
+    ]
     parts += [Text(f"refused: {plain(reason)}", style="red") for reason in shown.refusals]
     for blocker in shown.blockers:
         where = f" to {blocker.target}" if blocker.target else ""
@@ -267,6 +271,10 @@ def plan(shown: Plan) -> RenderableType:
     else:
         parts.append(cell("nothing to move; nothing was touched"))
     return Group(*parts)
+
+
+def _guest_name(shown: Plan, uuid: str) -> str:
+    return f"{shown.names[uuid]} ({uuid})" if uuid in shown.names else uuid
 
 
 def event(item: ClusterEvent) -> Text:

@@ -51,6 +51,7 @@ def plan_drain(
         moves=result.moves,
         stops=stops,
         stays=stays,
+        names={guest.uuid: guest.name for guest in here if guest.uuid in {*stops, *stays}},
         blockers=blockers,
         refusals=refusals,
         estimate_s=estimate.moves_s(result.moves, memory, policy),

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from agents.mistakes import MAX_DURATION_S
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -10,26 +15,18 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """Defaults suit a 10 Gbit/s migration network. Raises ValueError for a value that makes no sense."""
+    """Defaults suit a 10 Gbit/s migration network. The constraints hold for what a configuration gives."""
 
-    memory_reserve_bytes: int = 512 * MIB  # never promised to guests, on each host; the larger reserve holds
-    memory_reserve_ratio: float = 0.05  # the same as a share of the host's memory
-    per_host_moves: int = 2  # at once, as source and, separately, as target
-    bandwidth_bps: int = 1000 * MIB  # bytes per second that one host's migration link carries; for estimates
-    move_overhead_s: float = 3.0  # preparation, handover and clean-up of one move; for estimates
-    dirtied_ratio: float = 0.2  # memory copied again because the guest wrote to it; for estimates
-
-    def __post_init__(self) -> None:
-        if self.memory_reserve_bytes < 0:
-            raise ValueError("memory_reserve_bytes must not be negative")
-        if not 0 <= self.memory_reserve_ratio < 1:
-            raise ValueError("memory_reserve_ratio must be at least 0 and below 1")
-        if self.per_host_moves < 1:
-            raise ValueError("per_host_moves must be at least 1")
-        if self.bandwidth_bps < 1:
-            raise ValueError("bandwidth_bps must be at least 1")
-        if self.move_overhead_s < 0 or self.dirtied_ratio < 0:
-            raise ValueError("move_overhead_s and dirtied_ratio must not be negative")
+    # never promised to guests, on each host; the larger reserve holds
+    memory_reserve_bytes: Annotated[int, Field(ge=0)] = 512 * MIB
+    memory_reserve_ratio: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.05  # as a share
+    per_host_moves: Annotated[int, Field(ge=1, le=1000)] = 2  # at once, as source and, separately, as target
+    # bytes per second that one host's migration link carries; for estimates
+    bandwidth_bps: Annotated[int, Field(ge=1)] = 1000 * MIB
+    # preparation, handover and clean-up of one move; for estimates
+    move_overhead_s: Annotated[float, Field(ge=0, le=MAX_DURATION_S, allow_inf_nan=False)] = 3.0
+    # memory copied again because the guest wrote to it; for estimates
+    dirtied_ratio: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.2
 
     def reserve_bytes(self, total_bytes: int) -> int:
         """Bytes of a host with `total_bytes` of memory that no guest may be promised."""

@@ -43,6 +43,8 @@ from migrd.sagas.events import (
 
 MAX_TRIES = 3  # targets tried per guest before it is reported
 MAX_ROUNDS = 5  # surveys that may find new guests on the host
+MAX_ASKS = 5  # of the host for what it has left, of all hosts whether its power may go
+ASK_EVERY_S = 3.0
 MAX_READS = 12  # of the power status after "off"
 READ_EVERY_S = 2.0
 RETRY_AFTER_S = 2.0  # doubled with every try
@@ -92,6 +94,10 @@ class Phase(StrEnum):
         return self in (Phase.DONE, Phase.UNDONE)
 
 
+COMMIT_POINT = Phase.POWER_OFF
+"""Before it a cancel gives the host back to its guests; from it on, the power may be gone: only forward."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainState:
     operation: str
@@ -100,6 +106,7 @@ class DrainState:
     guests: Mapping[str, GuestTask] = field(default_factory=dict)  # by uuid
     children: int = 0  # how many were named; their ids are OPERATION.1, .2 ...
     rounds: int = 0
+    asks: int = 0  # that were answered with a reason, in this phase
     cancelled: bool = False
     off_asked: bool = False  # the power may have gone, or go at any moment
     off: bool = False  # status = off was read back (I3)
@@ -177,7 +184,7 @@ def _stop(state: DrainState, uuid: str, name: str, after_s: float = 0.0) -> tupl
 
 
 def _survey(state: DrainState) -> Result:
-    return replace(state, phase=Phase.SURVEY), (Survey(host=state.request.host),)
+    return replace(state, phase=Phase.SURVEY, asks=0), (Survey(host=state.request.host),)
 
 
 def _settle(state: DrainState) -> Result:
@@ -212,7 +219,7 @@ def _child_ended(state: DrainState, event: ChildEnded) -> Result:
         stuck = replace(task, task=Task.STUCK, reason=f"{event.child} is parked: {event.reason}", parked=True)
         return _settle(_set(state, uuid, stuck))
     failed = replace(task, failed_on=_also(task.failed_on, event.target), reason=event.reason, parked=False)
-    if state.cancelled:
+    if state.cancelled or event.cancelled:
         return _settle(_set(state, uuid, replace(failed, task=Task.STUCK)))
     if failed.tries >= MAX_TRIES:
         return _settle(_set(state, uuid, replace(failed, task=Task.STUCK)))
@@ -228,6 +235,9 @@ def _chosen(state: DrainState, event: Chosen) -> Result:
         raise IllegalEvent(f"{state.operation}: nobody asked for a target of {event.guest}")
     if state.cancelled:
         return _settle(_set(state, event.guest, replace(task, task=Task.STUCK, reason="cancelled")))
+    if event.gone:  # the survey at the end tells whether that is so
+        reason = "; ".join(event.reasons)
+        return _settle(_set(state, event.guest, replace(task, task=Task.STUCK, reason=reason)))
     if event.target:
         state, start = _start(state, event.guest, task.name, event.target)
         return state, (start,)
@@ -262,7 +272,7 @@ def _stop_answered(state: DrainState, event: StopAnswered) -> Result:
 def _surveyed(state: DrainState, event: Surveyed) -> Result:
     """What the host itself still has. The plan's word counts for nothing here."""
     if event.reasons:
-        return _park(state, event.reasons)
+        return _ask_again(state, event.reasons)
     left = {each.guest: each for each in event.guests if each.state.has_process}
     known = {uuid for uuid in left if uuid in state.guests and state.guests[uuid].task is Task.STUCK}
     fresh = [each for uuid, each in left.items() if uuid not in known]
@@ -298,10 +308,18 @@ def _surveyed(state: DrainState, event: Surveyed) -> Result:
     return replace(state, phase=Phase.DONE, reasons=()), ()
 
 
+def _ask_again(state: DrainState, reasons: tuple[str, ...]) -> Result:
+    """An agent that restarts, a guest that has just arrived: no reason to wake an operator."""
+    if state.asks >= MAX_ASKS:
+        return _park(state, reasons)
+    again = Survey(host=state.request.host, after_s=ASK_EVERY_S)
+    return replace(state, phase=Phase.SURVEY, asks=state.asks + 1), (again,)
+
+
 def _power_checked(state: DrainState, event: PowerChecked) -> Result:
     if event.reasons:
-        return _park(state, event.reasons)
-    state = replace(state, phase=Phase.POWER_OFF, off_asked=True)
+        return _ask_again(state, event.reasons)
+    state = replace(state, phase=COMMIT_POINT, off_asked=True)
     return state, (SetPower(host=state.request.host, action="off"),)
 
 
@@ -331,7 +349,7 @@ def _power_probed(state: DrainState, event: PowerRead) -> Result:
     """Off: done. Else whatever was checked before is stale: check anew before any power command (I12)."""
     if event.status == "off":
         return replace(state, phase=Phase.DONE, off=True, reasons=()), ()
-    return replace(state, phase=Phase.POWER_CHECK), (CheckPowerOff(host=state.request.host),)
+    return replace(state, phase=Phase.POWER_CHECK, asks=0), (CheckPowerOff(host=state.request.host),)
 
 
 def _park(state: DrainState, reasons: tuple[str, ...]) -> Result:
@@ -412,8 +430,9 @@ def _recovered(state: DrainState, _event: Recovered) -> Result:
     return state, tuple(commands)
 
 
-def _nothing(state: DrainState, _event: Event) -> Result:
-    return state, ()
+def _recovered_parked(state: DrainState, _event: Recovered) -> Result:
+    """A child may have ended while nobody was there to tell: ask for the ends of all that are parked."""
+    return state, tuple(_follow(state, uuid, task) for uuid, task in state.guests.items() if task.parked)
 
 
 def _parked_child_ended(state: DrainState, event: ChildEnded) -> Result:
@@ -462,7 +481,7 @@ def _rows() -> dict[tuple[Phase, type], Handler]:
         (Phase.POWER_READ, CancelRequested): _cancel_power,
         (Phase.PARKED, CancelRequested): _cancel,
         (Phase.PARKED, Resumed): _resumed,
-        (Phase.PARKED, Recovered): _nothing,
+        (Phase.PARKED, Recovered): _recovered_parked,
         (Phase.PARKED, ChildEnded): _parked_child_ended,
     }
     for phase in (Phase.MOVING, Phase.CANCELLING):
@@ -479,4 +498,4 @@ def _rows() -> dict[tuple[Phase, type], Handler]:
 
 TABLE: Mapping[tuple[Phase, type], Handler] = _rows()
 
-__all__ = ["TABLE", "DrainState", "GuestTask", "Phase", "Task", "begin", "step"]
+__all__ = ["COMMIT_POINT", "TABLE", "DrainState", "GuestTask", "Phase", "Task", "begin", "step"]

@@ -134,6 +134,9 @@ class Answered:
 class Looked:
     """Both hosts observed. None: that host did not answer, and `reasons` says why.
 
+    `off`: sides that did not answer and whose BMC, asked for the status by itself, says off (I3): no process
+    runs there, and what DRBD and iSCSI had been told at run time is gone.
+
     `number`: how many looks the stage has had. Looks that say nothing new are not journalled, so the one that
     ends a wait has to say how long it was; otherwise the fold would decide differently.
     """
@@ -141,6 +144,7 @@ class Looked:
     source: Observation | None
     target: Observation | None
     reasons: tuple[str, ...] = ()
+    off: tuple[Side, ...] = ()
     number: int = 1
     kind: Literal["looked"] = "looked"
 
@@ -153,6 +157,7 @@ class ChildEnded:
     state: OperationState
     target: str
     reason: str = ""
+    cancelled: bool = False  # by an operator, who named the child itself
     kind: Literal["child-ended"] = "child-ended"
 
 

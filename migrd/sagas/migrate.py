@@ -63,7 +63,7 @@ def step(state: MigrateState, event: Event) -> Result:
     if handler is None:
         raise IllegalEvent(f"{state.operation}: {type(event).__name__} in stage {state.stage}")
     if isinstance(event, Looked):
-        state = replace(state, looks=event.number)
+        state = replace(state, looks=event.number, off=event.off)
     return handler(state, event)
 
 
@@ -138,11 +138,12 @@ def _prechecked(state: MigrateState, event: Looked) -> Result:
     """Nothing has been touched yet: whatever is wrong here is a refusal."""
     if state.cancelled:
         return replace(state, stage=Stage.UNDONE, reasons=("cancelled by the operator",)), ()
-    pair = Pair.of(event.source, event.target)
+    pair = Pair.of(event.source, event.target, event.off)
     found = verdict(pair)
     if found is Verdict.STILL_ON_SOURCE and pair.target is SideView.GONE:
         return next_needed(state, FORWARD)
-    if found is Verdict.UNKNOWN and state.looks < PRECHECK_LOOKS:
+    passing = found in (Verdict.UNKNOWN, Verdict.COPYING)  # a job may be a query of its monitor
+    if passing and state.looks < PRECHECK_LOOKS:
         return look_again(state, 1.0)
     reasons = event.reasons or (verdicts.refusal(state, pair, found),)
     return replace(state, stage=Stage.UNDONE, reasons=reasons), ()
@@ -159,7 +160,7 @@ def _answered(state: MigrateState, event: Answered) -> Result:
     """Collect the answers of the present stage; when all are in, go on or retry."""
     _expect(state, event)
     state = replace(state, answers=(*state.answers, event))
-    if len(state.answers) < len(SIDES[state.stage]):
+    if len(state.answers) < len(state.sides(state.stage)):
         return state, ()
     failed = [answer for answer in state.answers if answer.outcome is not Outcome.DONE]
     if failed:

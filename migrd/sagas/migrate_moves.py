@@ -15,7 +15,6 @@ from migrd.sagas.migrate_state import (
     MAX_FAILURES,
     MAX_TRIES,
     MAX_TRIES_BOUND,
-    SIDES,
     STEP_DEADLINE_S,
     MigrateState,
     Stage,
@@ -52,7 +51,7 @@ def enter(state: MigrateState, stage: Stage, after_s: float = 0.0) -> Result:
             deadline_s=deadline_s,
             after_s=after_s,
         )
-        for side in SIDES[stage]
+        for side in state.sides(stage)
     )
     return entered, calls
 
@@ -106,16 +105,20 @@ def advance(state: MigrateState, stage: Stage) -> Result:
 
 
 def needed(state: MigrateState, stage: Stage) -> bool:
-    """Undo only what may have been done; call no driver for a guest without disks."""
+    """Undo only what may have been done; call no driver for a guest without disks, no host without power."""
+    return bool(state.sides(stage)) and _has_work(state, stage)
+
+
+def _has_work(state: MigrateState, stage: Stage) -> bool:
     match stage:
-        case Stage.PREPARE | Stage.ACQUIRE | Stage.RELEASE:
+        case Stage.PREPARE:
             return bool(state.request.volumes)
+        case Stage.ACQUIRE | Stage.RELEASE | Stage.RELEASE_TARGET:
+            return state.held and state.issued(Stage.PREPARE)
         case Stage.OPEN_WINDOW | Stage.CLOSE_WINDOW:
             return state.windowed
         case Stage.SWEEP:
             return state.issued(Stage.MIGRATE)
-        case Stage.RELEASE_TARGET:
-            return state.issued(Stage.PREPARE)
         case Stage.CLOSE_BACK:
             return state.issued(Stage.OPEN_WINDOW)
         case _:

@@ -24,7 +24,7 @@ from agents.protocol import (
 )
 from migrd.reconcile import Verdict
 from migrd.sagas.events import Answered, MigrateRequested
-from storage.words import DrbdVolume, Handover, Side, WindowOptions
+from storage.words import DrbdVolume, Handover, IscsiQemuVolume, Side, WindowOptions
 
 
 class Stage(StrEnum):
@@ -108,6 +108,7 @@ class MigrateState:
     reasons: tuple[str, ...] = ()  # why it goes back, is parked, or ended with a remark
     remedy: str = ""
     waits_for: tuple[str, ...] = ()  # parked: hosts whose return resumes it
+    off: tuple[Side, ...] = ()  # without power at the latest look: nobody to ask, and nothing to undo there
     parked_in: Stage | None = None
     downtime_ms: int | None = None
 
@@ -120,9 +121,18 @@ class MigrateState:
         return any(isinstance(volume, DrbdVolume) for volume in self.request.volumes)
 
     @property
+    def held(self) -> bool:
+        """Does any volume have to be taken and let go by the hosts? A LUN that QEMU opens itself has not."""
+        return any(not isinstance(volume, IscsiQemuVolume) for volume in self.request.volumes)
+
+    @property
     def window_may_be_open(self) -> bool:
         """The intent was journalled, and no closing was confirmed."""
         return self.attempts.get(Stage.OPEN_WINDOW, 0) > 0 and not self.stage.ended
+
+    def sides(self, stage: Stage) -> tuple[Side, ...]:
+        """Whom the stage asks: not a host without power, which has lost what would be undone there."""
+        return tuple(side for side in SIDES[stage] if side not in self.off)
 
     def issued(self, stage: Stage) -> bool:
         return self.attempts.get(stage, 0) > 0

@@ -33,7 +33,8 @@ from migrd.sagas.migrate_state import (
 from storage.words import DrbdVolume, Health, Side
 
 WAIT_LOOKS = 60  # at 0.2 s, then 1 s: about 50 s for a QEMU to go, a switch-over to end
-BOTH_LOOKS = 3  # the two hosts are not looked at in one instant: a switch-over in between looks like two
+ALARM_LOOKS = 3  # the two hosts are not looked at in one instant: a switch-over in between looks like two
+ALARMS = (Verdict.BOTH_RUNNING, Verdict.WITHOUT_DISK, Verdict.UNEXPECTED)
 LEFTOVER_LOOKS = 5  # libvirt removes its own incoming domain within a second or so
 UNKNOWN_LOOKS = 8  # with back-off: about two minutes
 JOB_LOOK_S = 2.0
@@ -54,6 +55,10 @@ STUCK: Mapping[Verdict, tuple[str, str]] = {
         "ALARM: the guest has a QEMU that has run on {source} AND on {target}; nothing was touched (I1)",
         "stop the wrong one by hand",
     ),
+    Verdict.WITHOUT_DISK: (
+        "ALARM: the guest runs on a host that holds none of its disks; nothing was touched",
+        "look at the disks' roles on {source} and {target}",
+    ),
     Verdict.UNEXPECTED: ("no migration leads to what both hosts show", "look at both hosts"),
     Verdict.COPYING: ("a job still runs on the guest on {source}", ""),
     Verdict.STILL_ON_SOURCE: ("the guest runs on {source} again, though it had moved", "look at both hosts"),
@@ -67,7 +72,7 @@ STUCK: Mapping[Verdict, tuple[str, str]] = {
 
 def decide(state: MigrateState, event: Looked) -> Result:
     """The reconcile and settle stages: one handler per verdict, another set after the commit point."""
-    pair = Pair.of(event.source, event.target)
+    pair = Pair.of(event.source, event.target, event.off)
     found = verdict(pair)
     if found is Verdict.UNKNOWN:
         return _unknown(state, event, pair)
@@ -76,7 +81,10 @@ def decide(state: MigrateState, event: Looked) -> Result:
         if apart:
             return _diverged(state, apart)
     table = _AFTER_COMMIT if state.committed else _BEFORE_COMMIT
-    return table.get(found, _wait)(state, found)
+    after, commands = table.get(found, _wait)(state, found)
+    if after.stage is Stage.VERIFY and not any(after.issued(stage) for stage in FINISH):
+        return verify(after, event)  # nothing was done since this look, so it tells what another one would
+    return after, commands
 
 
 # -- before the commit point ----------------------------------------------------------------------
@@ -86,8 +94,9 @@ def _still_on_source(state: MigrateState, _found: Verdict) -> Result:
     if state.migrate_open:
         return follow(state, backoff_s(state.tries))
     if state.going_back:
-        back_to = state.back_to
-        return enter(state, back_to) if back_to in BACK else start_back(state)
+        if state.back_to in BACK:
+            return next_needed(state, BACK[BACK.index(state.back_to) :])
+        return start_back(state)
     again = state.back_to
     if again in FORWARD and not state.cancelled and state.tries < MAX_TRIES:
         return enter(replace(state, back_to=None), again)
@@ -174,7 +183,7 @@ def _stopped_on_source(state: MigrateState, _found: Verdict) -> Result:
 def _go_on(state: MigrateState, found: Verdict) -> Result:
     state = replace(state, stopped=found is Verdict.STOPPED_ON_TARGET)
     if state.back_to in FINISH:
-        return enter(state, state.back_to)
+        return next_needed(state, FINISH[FINISH.index(state.back_to) :])
     return next_needed(state, FINISH)
 
 
@@ -189,9 +198,9 @@ def _wait(state: MigrateState, found: Verdict) -> Result:
     return look_again(replace(state, stage=stage), 0.2 if state.looks < 10 else 1.0)
 
 
-def _both_running(state: MigrateState, found: Verdict) -> Result:
-    """An alarm only if it stays: perhaps the source was seen before a switch-over, the target after it."""
-    if state.looks < BOTH_LOOKS:
+def _alarm(state: MigrateState, found: Verdict) -> Result:
+    """Only if it stays: perhaps the source was seen before a switch-over, the target after it."""
+    if state.looks < ALARM_LOOKS:
         return look_again(state, 1.0)
     return _stuck(state, found)
 
@@ -232,7 +241,8 @@ _BEFORE_COMMIT: Mapping[Verdict, Callable[[MigrateState, Verdict], Result]] = {
     Verdict.MOVED: _commit,
     Verdict.STOPPED_ON_TARGET: _commit,
     Verdict.STOPPED_ON_SOURCE: _stopped_on_source,
-    Verdict.BOTH_RUNNING: _both_running,
+    Verdict.BOTH_RUNNING: _alarm,
+    Verdict.WITHOUT_DISK: _alarm,
     Verdict.UNEXPECTED: _stuck,
 }
 
@@ -240,7 +250,8 @@ _AFTER_COMMIT: Mapping[Verdict, Callable[[MigrateState, Verdict], Result]] = {
     Verdict.MOVED: _go_on,
     Verdict.STOPPED_ON_TARGET: _go_on,
     Verdict.MOVED_PAUSED: _go_on,
-    Verdict.BOTH_RUNNING: _both_running,
+    Verdict.BOTH_RUNNING: _alarm,
+    Verdict.WITHOUT_DISK: _alarm,
     Verdict.UNEXPECTED: _stuck,
 }
 
@@ -250,16 +261,12 @@ _AFTER_COMMIT: Mapping[Verdict, Callable[[MigrateState, Verdict], Result]] = {
 
 def verify(state: MigrateState, event: Looked) -> Result:
     """Forward: exactly one running, flags cleared on both sides, health told."""
-    pair = Pair.of(event.source, event.target)
+    pair = Pair.of(event.source, event.target, event.off)
     found = verdict(pair)
     if found is Verdict.UNKNOWN:
         return _unknown(state, event, pair)
     if found not in (Verdict.MOVED, Verdict.STOPPED_ON_TARGET, Verdict.MOVED_PAUSED):
-        return (
-            _stuck(state, found)
-            if found in (Verdict.BOTH_RUNNING, Verdict.UNEXPECTED)
-            else _wait(state, found)
-        )
+        return _stuck(state, found) if found in ALARMS else _wait(state, found)
     still_open = _flags(state, event)
     if still_open:
         return _close_again(state, still_open, Stage.CLOSE_WINDOW)
@@ -275,7 +282,7 @@ def verify(state: MigrateState, event: Looked) -> Result:
 
 def verify_back(state: MigrateState, event: Looked) -> Result:
     """Back: the guest is on the source as before, nothing on the target, flags cleared on both."""
-    pair = Pair.of(event.source, event.target)
+    pair = Pair.of(event.source, event.target, event.off)
     found = verdict(pair)
     if found is Verdict.UNKNOWN:
         return _unknown(state, event, pair)
@@ -286,9 +293,7 @@ def verify_back(state: MigrateState, event: Looked) -> Result:
         return replace(state, stage=Stage.UNDONE), ()
     if found is Verdict.TARGET_LEFTOVER:
         return _leftover(state, found)
-    return (
-        _stuck(state, found) if found in (Verdict.BOTH_RUNNING, Verdict.UNEXPECTED) else _wait(state, found)
-    )
+    return _stuck(state, found) if found in ALARMS else _wait(state, found)
 
 
 def _close_again(state: MigrateState, still_open: tuple[str, ...], stage: Stage) -> Result:
@@ -323,6 +328,8 @@ def refusal(state: MigrateState, pair: Pair, found: Verdict) -> str:
     request = state.request
     if found is Verdict.UNKNOWN:
         return f"{request.source} or {request.target} did not say what it has of the guest"
+    if found is Verdict.WITHOUT_DISK:
+        return f"the guest runs on {request.source}, which holds none of its disks"
     if pair.target is not SideView.GONE:
         return f"{request.target} has a domain of this uuid already ({pair.target})"
     if pair.job:

@@ -35,6 +35,10 @@ class Phase(StrEnum):
         return self in (Phase.DONE, Phase.UNDONE, Phase.FAILED)
 
 
+COMMIT_POINT = Phase.ACT
+"""Before it a cancel ends the operation with nothing done; from it on, the BMC may act at any moment."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PowerState:
     operation: str
@@ -64,13 +68,13 @@ def _from_the_start(state: PowerState) -> Result:
     host = state.request.host
     if state.request.action == "off":
         return replace(state, phase=Phase.CHECK), (CheckPowerOff(host=host),)
-    return replace(state, phase=Phase.ACT), (SetPower(host=host, action="on"),)
+    return replace(state, phase=COMMIT_POINT), (SetPower(host=host, action="on"),)
 
 
 def _checked(state: PowerState, event: PowerChecked) -> Result:
     if event.reasons:
         return replace(state, phase=Phase.UNDONE, reasons=event.reasons), ()
-    return replace(state, phase=Phase.ACT), (SetPower(host=state.request.host, action="off"),)
+    return replace(state, phase=COMMIT_POINT), (SetPower(host=state.request.host, action="off"),)
 
 
 def _acted(state: PowerState, event: PowerActed) -> Result:
@@ -86,7 +90,10 @@ def _read(state: PowerState, event: PowerRead) -> Result:
     if event.number < MAX_READS:
         return state, (ReadPower(host=host, number=event.number + 1, after_s=READ_EVERY_S),)
     reasons = (*state.reasons, f"power of {host} is {event.status}, not {action}")
-    return replace(state, phase=Phase.FAILED, reasons=reasons, remedy=f"migrctl host power {host} status"), ()
+    remedy = f"migrctl host power {host} status" + (
+        f", then migrctl undrain {host}" if action == "off" else ""
+    )
+    return replace(state, phase=Phase.FAILED, reasons=reasons, remedy=remedy), ()
 
 
 def _recovered(state: PowerState, _event: Recovered) -> Result:

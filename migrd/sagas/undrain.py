@@ -83,6 +83,10 @@ class Phase(StrEnum):
         return self in (Phase.DONE, Phase.UNDONE)
 
 
+COMMIT_POINT = Phase.RESTORE
+"""Before it a cancel leaves the host out of use; from it on, it takes guests, and stays so."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UndrainState:
     operation: str
@@ -159,7 +163,7 @@ def _restore(state: UndrainState) -> Result:
             state,
             guests={g.guest: BackTask(name=g.name, now_on=g.now_on) for g in state.request.restore},
         )
-    state = replace(state, phase=Phase.RESTORE)
+    state = replace(state, phase=COMMIT_POINT)
     commands: list[SagaCommand] = []
     for uuid, task in state.guests.items():
         if task.parked:
@@ -233,7 +237,7 @@ def _child_ended(state: UndrainState, event: ChildEnded) -> Result:
     elif event.state is OperationState.PARKED:
         reason = f"{event.child} is parked: {event.reason}"
         state = _set(state, uuid, replace(task, task=Back.STUCK, reason=reason, parked=True))
-    elif task.tries < MAX_TRIES and not state.cancelled:
+    elif task.tries < MAX_TRIES and not (state.cancelled or event.cancelled):
         again = replace(task, task=Back.CHOOSING, reason=event.reason, parked=False)
         state = _set(state, uuid, again)
         commands.append(_choose(state, uuid, RETRY_AFTER_S * 2 ** max(task.tries - 1, 0)))
@@ -298,8 +302,9 @@ def _recovered(state: UndrainState, _event: Recovered) -> Result:
     return _settle(state, commands)
 
 
-def _nothing(state: UndrainState, _event: Event) -> Result:
-    return state, ()
+def _recovered_parked(state: UndrainState, _event: Recovered) -> Result:
+    """A child may have ended while nobody was there to tell: ask for the ends of all that are parked."""
+    return state, tuple(_follow(state, uuid, task) for uuid, task in state.guests.items() if task.parked)
 
 
 Handler = Callable[[UndrainState, "Event"], Result]
@@ -314,7 +319,7 @@ def _rows() -> dict[tuple[Phase, type], Handler]:
         (Phase.RESTORE, ChildEnded): _child_ended,
         (Phase.PARKED, ChildEnded): _parked_child_ended,
         (Phase.PARKED, Resumed): _resumed,
-        (Phase.PARKED, Recovered): _nothing,
+        (Phase.PARKED, Recovered): _recovered_parked,
     }
     for phase in (Phase.POWER_ON, Phase.POWER_READ, Phase.WAIT_HOST, Phase.RESTORE):
         table[phase, Recovered] = _recovered
@@ -325,4 +330,4 @@ def _rows() -> dict[tuple[Phase, type], Handler]:
 
 TABLE: Mapping[tuple[Phase, type], Handler] = _rows()
 
-__all__ = ["TABLE", "Back", "BackTask", "Phase", "UndrainState", "begin", "step"]
+__all__ = ["COMMIT_POINT", "TABLE", "Back", "BackTask", "Phase", "UndrainState", "begin", "step"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from storage import chap, portal
 from storage.calls import Lane
@@ -25,6 +27,9 @@ from storage.words import (
     VolumeReport,
     WindowOptions,
 )
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 ASK_DEADLINE_S = 15.0
 FRESH_S = 30.0  # reports repeat often; each question is a login at the target
@@ -73,7 +78,7 @@ class IscsiQemuDriver:
         """For planning: does the portal answer, and is the secret here or can it be made?"""
         assert isinstance(volume, IscsiQemuVolume)
         try:
-            reasons = list(await self._secret_reasons(volume))
+            reasons = list(self._secret_reasons(volume, await self._credential(volume)))
         except OutcomeError as error:
             reasons = list(error.reasons)
         problem = await self._check_portal(volume.portal)
@@ -87,7 +92,7 @@ class IscsiQemuDriver:
         except OutcomeError as error:
             return _report(volume, Role.UNKNOWN, Answer(None, None, tuple(error.reasons), 0.0))
         answer = self._answers.get(volume)
-        if answer is None or time.monotonic() - answer.asked_s > FRESH_S:
+        if answer is None or _now_s() - answer.asked_s > FRESH_S:
             answer = await self._ask(volume)
         return _report(volume, Role.ATTACHED if attached else Role.DETACHED, answer)
 
@@ -101,15 +106,18 @@ class IscsiQemuDriver:
         assert isinstance(volume, IscsiQemuVolume)
         if not is_name(volume.iqn):
             raise Refused(f"{volume.name}: {volume.iqn!r} is no iSCSI name")
-        reasons = await self._secret_reasons(volume)
+        credential = await self._credential(volume)
+        reasons = self._secret_reasons(volume, credential)
         if reasons:
             raise Refused(*reasons)
-        credential = await self._credential(volume)
+        asked = self._identify(volume, inq.environment(credential))
         # Never an old answer: this one is the proof for I9.
-        answer = Answer(*await self._identify(volume, credential), (), time.monotonic())
-        if _wants_secret(volume) and (handover.side is Side.TARGET or not await self._has_secret(volume)):
-            await self._define_secret(volume, credential)
-        self._remember(volume, answer)
+        if handover.side is Side.TARGET:
+            found = await asked
+            await self._put_secret(volume, credential)
+        else:
+            _, found = await _both(self._ensure_secret(volume, credential), asked)
+        self._remember(volume, Answer(*found, (), _now_s()))
 
     async def open_window(self, volume: Volume, handover: Handover) -> WindowOptions | None:
         """Nothing to open: the target admits both hosts or it does not."""
@@ -139,10 +147,9 @@ class IscsiQemuDriver:
     async def _credential(self, volume: IscsiQemuVolume) -> chap.Credential | None:
         return await chap.find(self._chap_dir, iqn=volume.iqn, portal=volume.portal, lane=self._files)
 
-    async def _secret_reasons(self, volume: IscsiQemuVolume) -> tuple[str, ...]:
+    def _secret_reasons(self, volume: IscsiQemuVolume, credential: chap.Credential | None) -> tuple[str, ...]:
         if not _wants_secret(volume):
             return ()
-        credential = await self._credential(volume)
         if credential is None:
             # Even with the secret in libvirt, which tells it to nobody, the LUN could not be asked who it is.
             return (
@@ -156,9 +163,14 @@ class IscsiQemuDriver:
             )
         return ()
 
-    async def _define_secret(self, volume: IscsiQemuVolume, credential: chap.Credential | None) -> None:
-        if credential is None:
-            raise Refused(f"{volume.name}: the CHAP credential is gone from {self._chap_dir}")
+    async def _ensure_secret(self, volume: IscsiQemuVolume, credential: chap.Credential | None) -> None:
+        if _wants_secret(volume) and not await self._has_secret(volume):
+            await self._put_secret(volume, credential)
+
+    async def _put_secret(self, volume: IscsiQemuVolume, credential: chap.Credential | None) -> None:
+        if not _wants_secret(volume):
+            return
+        assert credential is not None, "a missing one is a reason not to prepare"
         await self._secrets.define(
             uuid=volume.secret_uuid,
             usage=volume.secret_usage,
@@ -169,10 +181,10 @@ class IscsiQemuDriver:
 
     async def _ask(self, volume: IscsiQemuVolume) -> Answer:
         try:
-            credential = await self._credential(volume)
-            answer = Answer(*await self._identify(volume, credential), (), time.monotonic())
+            found = await self._identify(volume, inq.environment(await self._credential(volume)))
+            answer = Answer(*found, (), _now_s())
         except OutcomeError as error:
-            answer = Answer(None, None, tuple(error.reasons), time.monotonic())
+            answer = Answer(None, None, tuple(error.reasons), _now_s())
         return self._remember(volume, answer)
 
     def _remember(self, volume: IscsiQemuVolume, answer: Answer) -> Answer:
@@ -181,10 +193,13 @@ class IscsiQemuDriver:
         self._answers[volume] = answer
         return answer
 
-    async def _identify(self, volume: IscsiQemuVolume, credential: chap.Credential | None) -> tuple[str, int]:
-        env = inq.environment(credential)
+    async def _identify(self, volume: IscsiQemuVolume, env: dict[str, str]) -> tuple[str, int]:
+        """Identity and size; each question is a login of its own, so both are asked at once."""
         try:
-            page = await self._run(inq.designators(volume), deadline_s=ASK_DEADLINE_S, env=env)
+            page, answer = await _both(
+                self._run(inq.designators(volume), deadline_s=ASK_DEADLINE_S, env=env),
+                self._run(inq.capacity(volume), deadline_s=ASK_DEADLINE_S, env=env),
+            )
         except Refused as error:
             raise Refused(
                 f"{volume.name}: its identity cannot be read: {error}: install {inq.PACKAGE}"
@@ -193,15 +208,27 @@ class IscsiQemuDriver:
             raise Retryable(f"{volume.name}: the target does not let this host see the LUN: {page.said}")
         identity = inq.identity(volume, page.stdout)
         if identity is None:
-            page = await self._run(inq.serial_number(volume), deadline_s=ASK_DEADLINE_S, env=env)
-            identity = inq.identity_by_serial(volume, page.stdout) if page.rc == 0 else None
+            serial = await self._run(inq.serial_number(volume), deadline_s=ASK_DEADLINE_S, env=env)
+            identity = inq.identity_by_serial(volume, serial.stdout) if serial.rc == 0 else None
         if identity is None:
             raise Refused(f"{volume.name}: the LUN gives no identity (VPD pages 0x83, 0x80)")
-        answer = await self._run(inq.capacity(volume), deadline_s=ASK_DEADLINE_S, env=env)
         size = inq.size_bytes(answer.stdout) if answer.rc == 0 else None
         if size is None:
             raise Unknown(f"{volume.name}: its size could not be read: {answer.said}")
         return identity, size
+
+
+async def _both(first: Awaitable[A], second: Awaitable[B]) -> tuple[A, B]:
+    """Both results. Waits for both, so that nothing is left running; then the first's error comes first."""
+    one, two = await asyncio.gather(first, second, return_exceptions=True)
+    for found in (one, two):
+        if isinstance(found, BaseException):
+            raise found
+    return one, two  # type: ignore[return-value]  # mypy does not see that neither is an exception
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _wants_secret(volume: IscsiQemuVolume) -> bool:

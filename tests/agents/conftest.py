@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from agents.assembly import Parts
 from agents.attempts.migration import Pace
 from agents.client import AgentClient
 from agents.config import AgentConfig, Limits, Listen
-from agents.daemon import Parts, Running
+from agents.daemon import Running
 from agents.daemon import running as run_agent
 from agents.tls import TlsFiles, client_context, server_context
 from tests.agents.fakes import FakeDiscover, FakeDriver, FakeHypervisor, FakeInUse
@@ -101,7 +102,7 @@ def start(certificates: Certificates, tmp_path: Path) -> StartWorld:
         )
         async with run_agent(config, server_context(config.tls), parts) as agent:
             url = f"https://127.0.0.1:{agent.port}"
-            async with AgentClient("h1", url, client_context(certificates.migrd)) as client:
+            async with AgentClient.https("h1", url, client_context(certificates.migrd)) as client:
                 yield World(agent, client, hypervisor, driver, in_use, config)
 
     return start_world

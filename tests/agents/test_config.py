@@ -63,17 +63,20 @@ def test_every_mistake_is_told() -> None:
                 "heartbeats": 1,
                 "allowed_clients": "migrd",
                 "listen": {"address": "everywhere", "port": 1},
-                "limits": {"attempts": 0},
+                "limits": {"attempts": 0, "ledger_days": float("nan")},
+                "storage_s": 0,
                 "tls": {"cert": "/c"},
             },
             AgentConfig,
         )
     text = str(caught.value)
+    assert "storage_s: " in text, "also while required keys are missing"
+    assert "limits.ledger_days: " in text
     for word in (
         "heartbeats: unknown key",
         "allowed_clients: ",
-        "listen: 'everywhere' does not appear to be",
-        "limits: attempts: expected 1 to",
+        "listen.address: 'everywhere' does not appear to be",
+        "limits.attempts: ",
         "tls.key: required",
         "tls.ca: required",
         "migration_uri: required",
@@ -85,7 +88,7 @@ def test_every_mistake_is_told() -> None:
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"heartbeat_s": 1.5}, "heartbeat_s: expected"),
+        ({"heartbeat_s": 1.5}, "heartbeat_s: "),
         ({"allowed_clients": []}, "allowed_clients: at least one"),
         ({"migration_address": "10.0.0.1"}, "migration_address: expected tcp"),
         ({"host": "a b"}, "host: not a host name"),
@@ -112,6 +115,14 @@ def test_certificates_are_checked_too(tmp_path: Path, certificates: Certificates
     path.write_text(path.read_text().replace(str(certificates.migrd.key), "/nonexistent"))
     with pytest.raises(ConfigError, match=r"tls\.key: /nonexistent: No such file"):
         load_agent(path)
+
+
+def test_wrong_keys_and_unreadable_files_together(tmp_path: Path, certificates: Certificates) -> None:
+    path = written(tmp_path, certificates, more="heartbeat_s = nan\n")
+    path.write_text(path.read_text().replace(str(certificates.agent.key), "/nonexistent"))
+    with pytest.raises(ConfigError) as caught:
+        load_agent(path)
+    assert [error.split(": ")[0] for error in caught.value.errors] == ["heartbeat_s", "tls.key"]
 
 
 def test_the_command_exits_2_with_every_mistake(tmp_path: Path, certificates: Certificates) -> None:

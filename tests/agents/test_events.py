@@ -101,7 +101,7 @@ async def test_the_end_of_an_attempt_is_told(start: StartWorld) -> None:
 
 async def test_a_planned_exit_ends_the_stream_at_once(start: StartWorld, certificates: Certificates) -> None:
     async with start() as world:
-        client = AgentClient("h1", world.url, client_context(certificates.migrd))
+        client = AgentClient.https("h1", world.url, client_context(certificates.migrd))
         listening = asyncio.create_task(collect(client, 30))
         await asyncio.sleep(0.3)
     with pytest.raises(Retryable, match="ended its event stream"):

@@ -19,8 +19,9 @@ from agents.protocol import (
     Preflight,
     SweepTarget,
 )
-from agents.tls import TlsFiles, client_context
-from storage.errors import Refused, Retryable
+from agents.tls import TlsFiles, client_context, server_context
+from agents.wire import dump
+from storage.errors import Refused, Retryable, Unknown
 from storage.words import DrbdVolume, Health, OtherVolume
 from tests.agents.conftest import Certificates, StartWorld, World
 from tests.agents.fakes import FakeHypervisor, running
@@ -33,13 +34,18 @@ def sweep(step: str = "s1", *, attempt: int = 1, epoch: int = 1, uuid: str = "u"
 
 
 async def raw(
-    world: World, tls: TlsFiles, method: str, path: str, body: bytes | None = None
+    world: World,
+    tls: TlsFiles,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
 ) -> tuple[int, dict[str, object]]:
     """One request without the client's help."""
     connector = aiohttp.TCPConnector(ssl=client_context(tls))
     async with (
         aiohttp.ClientSession(connector=connector) as session,
-        session.request(method, world.url + path, data=body) as response,
+        session.request(method, world.url + path, data=body, headers=headers) as response,
     ):
         return response.status, json.loads(await response.read())
 
@@ -84,7 +90,7 @@ async def test_a_client_without_certificate_gets_no_http(
 ) -> None:
     async with start() as world:
         context = ssl.create_default_context(cafile=certificates.migrd.ca)
-        async with AgentClient("h1", world.url, context) as client:
+        async with AgentClient.https("h1", world.url, context) as client:
             with pytest.raises(Retryable, match="certificate"):
                 await client.report()
         assert auth_failures(world, "no-certificate") >= 1
@@ -95,7 +101,7 @@ async def test_a_certificate_of_another_authority_is_refused(
     start: StartWorld, certificates: Certificates
 ) -> None:
     async with start() as world:
-        async with AgentClient("h1", world.url, client_context(certificates.stranger)) as client:
+        async with AgentClient.https("h1", world.url, client_context(certificates.stranger)) as client:
             with pytest.raises(Retryable, match="certificate"):
                 await client.report()
         assert auth_failures(world, "bad-certificate") >= 1
@@ -114,13 +120,15 @@ async def test_a_neighbouring_agents_certificate_may_not_command(
 async def test_the_client_checks_the_agents_name(start: StartWorld, certificates: Certificates) -> None:
     async with start() as world:
         url = world.url.replace("127.0.0.1", "127.0.0.2")
-        async with AgentClient("h1", url, client_context(certificates.migrd), connect_timeout_s=1) as client:
+        async with AgentClient.https(
+            "h1", url, client_context(certificates.migrd), connect_timeout_s=1
+        ) as client:
             with pytest.raises((Refused, Retryable)):
                 await client.report()
 
 
 async def test_refused_connection_is_retryable(certificates: Certificates) -> None:
-    async with AgentClient("h9", "https://127.0.0.1:1", client_context(certificates.migrd)) as client:
+    async with AgentClient.https("h9", "https://127.0.0.1:1", client_context(certificates.migrd)) as client:
         with pytest.raises(Retryable):
             await client.submit(sweep())
 
@@ -147,6 +155,14 @@ async def test_bad_documents_are_answered_with_every_mistake(
         assert (status, problem["type"]) == (400, "bad-request")
         for word in words:
             assert word in " | ".join(problem["errors"])  # type: ignore[arg-type]
+
+
+async def test_a_body_that_cannot_be_decoded_is_no_bug(start: StartWorld, certificates: Certificates) -> None:
+    async with start() as world:
+        status, problem = await raw(
+            world, certificates.migrd, "POST", "/v1/attempts", b"x", {"Content-Encoding": "gzip"}
+        )
+        assert (status, problem["type"]) == (400, "bad-request")
 
 
 async def test_bodies_over_one_mebibyte_are_refused(start: StartWorld, certificates: Certificates) -> None:
@@ -187,6 +203,42 @@ async def test_an_attempt_runs_and_answers_the_same_for_ever(start: StartWorld) 
         assert ended.outcome is Outcome.DONE
         assert await world.client.submit(sweep()) == ended
         assert world.hypervisor.calls == ["undefine u"]
+
+
+async def test_a_submission_that_waits_answers_with_the_end(
+    start: StartWorld, certificates: Certificates
+) -> None:
+    """A short step costs one round trip; one that takes longer is RUNNING, and a bad wish is no command."""
+    async with start() as world:
+        world.hypervisor.set_state("u", DomainState.SHUTOFF, "failed")
+        assert (await world.client.submit(sweep(), 5.0)).outcome is Outcome.DONE
+        world.hypervisor.set_state("v", DomainState.PAUSED_INCOMING, job=True)
+        assert (await world.client.submit(sweep("s2", uuid="v"), 0.05)).outcome is Outcome.RUNNING
+        body = dump(sweep("s3"))
+        for wish in ("soon", "nan"):
+            path = f"/v1/attempts?wait_s={wish}"
+            status, _ = await raw(world, certificates.migrd, "POST", path, body)
+            assert status == 400
+        with pytest.raises(AttemptNotSeen):
+            await world.client.wait("op1", "s3", 1, 0.0)
+
+
+async def test_a_lost_reply_is_never_taken_for_not_begun(certificates: Certificates) -> None:
+    """The agent dies with the command in hand; that the second try finds nobody says nothing of the first."""
+    heard = asyncio.Event()
+
+    async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        heard.set()
+        server.close()
+        writer.close()
+
+    server = await asyncio.start_server(die, "127.0.0.1", 0, ssl=server_context(certificates.agent))
+    url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with AgentClient.https("h1", url, client_context(certificates.migrd)) as client:
+        with pytest.raises(Unknown):
+            await client.submit(sweep(), 5.0)
+    assert heard.is_set()
 
 
 async def test_names_with_slashes_travel(start: StartWorld) -> None:

@@ -73,10 +73,10 @@ async def test_i19_a_bug_in_a_driver_is_unknown_and_logged_and_ends_nothing() ->
     looks = VolumeLooks({"drbd": Broken()}, deadline_s=5.0)
     with structlog.testing.capture_logs() as lines:
         (report,) = await looks.inspect([volume])
-        held, problems = await looks.held()
+        held, by_kind = await looks.held(looks.kinds)
         reasons = await looks.reach(volume)
     assert (report.health, report.identity, held) == (Health.UNKNOWN, None, ())
-    for text in (*report.problems, *problems, *reasons):
+    for text in (*report.problems, *by_kind["drbd"], *reasons):
         assert "internal error (ValueError)" in text
         assert "hunter2" not in text
     assert [type(line["exc_info"]) for line in lines] == [ValueError] * 3

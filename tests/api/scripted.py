@@ -78,6 +78,7 @@ def progress(remaining: int, elapsed_s: float = 1.0) -> MigrationProgress:
     return MigrationProgress(
         elapsed_s=elapsed_s,
         memory_total_bytes=100 << 20,
+        memory_processed_bytes=30 << 20,
         memory_remaining_bytes=remaining,
         bandwidth_bps=50 << 20,
         dirty_rate_bps=3 << 20,
@@ -92,6 +93,7 @@ PLAN = Plan(
         Move(guest=DB, name="db", source="h1", target="h2", estimate_s=6.5),
     ),
     stays=(IDLE,),
+    names={IDLE: "idle"},
     estimate_s=10.5,
 )
 
@@ -156,6 +158,9 @@ class ScriptedControl:
 
     def operations(self, *, limit: int = 200) -> tuple[Operation, ...]:
         return tuple(sorted(self.by_id.values(), key=lambda op: op.id, reverse=True))[:limit]
+
+    def open_operations(self) -> tuple[Operation, ...]:
+        return tuple(op for op in self.operations(limit=len(self.by_id)) if not op.state.ended)
 
     def operation(self, operation_id: str) -> Operation:
         if operation_id not in self.by_id:

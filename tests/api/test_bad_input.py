@@ -6,7 +6,9 @@ import asyncio
 
 import pytest
 
+from migrd.operations import OperationState
 from tests.api.conftest import TOKEN, Surface
+from tests.api.scripted import drain
 
 DRAIN = "/v1/hosts/h1/drain"
 
@@ -48,6 +50,21 @@ async def test_each_body_refuses_what_it_does_not_know(surface: Surface) -> None
     problem = await surface.post("/v1/hosts/h1/power", {"action": "cycle"}, 422)
     assert "action" in str(problem["reasons"])
     await surface.post("/v1/hosts/h1/power", {}, 422)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+async def test_a_body_that_cannot_be_decoded_is_400(surface: Surface, coding: str) -> None:
+    problem = await surface.call("POST", DRAIN, 400, data=b"garbage", headers={"Content-Encoding": coding})
+    assert problem["type"] == "bad-request"
+    assert surface.control.asked == []
+
+
+async def test_an_expectation_nobody_can_meet_is_417(surface: Surface) -> None:
+    problem = await surface.call("POST", DRAIN, 417, data=b"{}", headers={"Expect": "wonders"})
+    assert (problem["type"], problem["status"]) == ("bad-request", 417)
+    assert surface.seen.requests == [("POST", "/v1/hosts/{host}/drain", 417)]
+    surface.control.add(drain("op-1", OperationState.PENDING))
+    await surface.call("POST", DRAIN, 202, data=b"{}", headers={"Expect": "100-continue"})
 
 
 async def test_a_body_over_1_mib_is_413(surface: Surface) -> None:

@@ -114,6 +114,7 @@ def test_every_mistake_at_once_in_keys_and_in_files(etc: Path) -> None:
     (etc / "bmc").chmod(0o666)
     errors = errors_of(etc, text)
     assert [error.split(": ")[0] for error in errors] == [
+        "hosts.h2.agent",
         "hosts.h2.colour",
         "policy.per_host_moves",
         "policy.per_host_movse",
@@ -122,9 +123,86 @@ def test_every_mistake_at_once_in_keys_and_in_files(etc: Path) -> None:
         "api.token_file",
         "hosts.h1.bmc.password_file",
     ]
-    assert "unknown key" in errors[0]
-    assert "No such file" in errors[4]
-    assert "0644: chmod 0600" in errors[5]
+    assert "unknown key" in errors[1]
+    assert "No such file" in errors[5]
+    assert "0644: chmod 0600" in errors[6]
+
+
+@pytest.mark.parametrize(
+    ("section", "line"),
+    [
+        ("watch", "tick_s = 0"),
+        ("watch", "tick_s = nan"),
+        ("watch", "silence_s = -1"),
+        ("watch", "backoff_base_s = 6"),
+        ("watch.thresholds", "suspect_after_s = nan"),
+        ("moves", "deadline_s = nan"),
+        ("moves", "deadline_s = inf"),
+        ("moves.patience", "poll_s = 0"),
+        ("moves.patience", "retry_s = 0"),
+        ("policy", "move_overhead_s = inf"),
+        ("policy", "dirtied_ratio = nan"),
+    ],
+)
+def test_numbers_that_would_hang_or_spin(etc: Path, section: str, line: str) -> None:
+    text = good(etc).split("[policy]")[0] + good(etc)[good(etc).index("[hosts.h1]") :]
+    errors = errors_of(etc, f"{text}\n[{section}]\n{line}\n")
+    assert len(errors) == 1
+    assert errors[0].startswith(f"{section}.{line.partition(' ')[0]}: ")
+
+
+def test_every_mistake_of_one_table_and_of_all_tables_together(etc: Path) -> None:
+    """What fields say together shows as well, though a neighbour has the wrong type."""
+    text = (
+        good(etc)
+        .replace("per_host_moves = 3", "per_host_moves = 0\nmemory_reserve_ratio = 2\ndirtied_ratio = -1")
+        .replace(f'cert = "{etc}/api.pem"\nkey = "{etc}/api.key"\n', "plaim = true\n")
+        .replace('user = "admin"', 'user = "-x"\nport = 0\ndeadline_s = nan')
+        .replace('options = { cipher = "3" }', 'options = { colour = "3" }')
+        .replace("https://[fd00::12]:7443", "https://10.0.0.11:7443/")
+        .replace("suspect_after_s = 2,", "suspect_after_s = 20, typo = 1,")
+        .replace("[hosts.h2]", '[hosts."h 2"]')
+    )
+    (etc / "token").write_text("short")
+    shutil.copy(etc / "migrd.key", etc / "kept")
+    shutil.copy(etc / "api.key", etc / "migrd.key")
+    errors = errors_of(etc, text + '[hosts.h3]\nagent = "https://10.0.0.11:7443"\n')
+    assert sorted(error.split(": ")[0] for error in errors) == [
+        "agents",
+        "api.cert",
+        "api.key",
+        "api.plaim",
+        "api.token_file",
+        "hosts.h 2",
+        "hosts.h1.bmc.deadline_s",
+        "hosts.h1.bmc.options.colour",
+        "hosts.h1.bmc.port",
+        "hosts.h1.bmc.user",
+        "hosts.h3.agent",
+        "policy.dirtied_ratio",
+        "policy.memory_reserve_ratio",
+        "policy.per_host_moves",
+        "watch.thresholds.suspect_after_s",
+        "watch.thresholds.typo",
+    ]
+
+
+def test_a_table_that_is_missing_hides_nothing(etc: Path) -> None:
+    text = (
+        good(etc).replace("[agents]", "[agent]").replace("https://[fd00::12]:7443", "https://10.0.0.11:7443")
+    )
+    assert [error.split(": ")[0] for error in errors_of(etc, text)] == ["agents", "hosts.h2.agent", "agent"]
+
+
+def test_leaving_out_what_is_wrong_causes_no_mistakes_of_its_own(etc: Path) -> None:
+    text = good(etc).replace(f'cert = "{etc}/api.pem"', "cert = 3")
+    text = text.replace("unreachable_after_s = 8", 'unreachable_after_s = "8"').replace(
+        "suspect_after_s = 2", "suspect_after_s = 11"
+    )
+    assert [error.split(": ")[0] for error in errors_of(etc, text)] == [
+        "api.cert",
+        "watch.thresholds.unreachable_after_s",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +221,7 @@ def test_every_mistake_at_once_in_keys_and_in_files(etc: Path) -> None:
         ('options = { cipher = "3" }', 'options = { colour = "3" }', "no option colour"),
         ('user = "admin"', 'user = "admin"\nagent = "fence_ipmilan"', "command line"),
         ("unreachable_after_s = 8", "unreachable_after_s = 1", "unreachable_after_s"),
-        ("per_host_moves = 3", "per_host_moves = 0", "at least 1"),
+        ("per_host_moves = 3", "per_host_moves = 0", "equal to 1"),
         ("/state", "/nowhere", "not a directory"),
     ],
 )
@@ -161,7 +239,7 @@ def test_no_host_is_no_cluster(etc: Path) -> None:
 
 def test_tls_without_plain_needs_a_certificate(etc: Path) -> None:
     text = good(etc).replace(f'cert = "{etc}/api.pem"\n', "")
-    assert "cert and key are required" in errors_of(etc, text)[0]
+    assert errors_of(etc, text) == ["api.cert: required unless plain = true"]
     (etc / "migrd.toml").write_text(text.replace("[api]", "[api]\nplain = true"))
     assert load_daemon(etc / "migrd.toml").api_tls is None
 

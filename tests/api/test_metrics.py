@@ -62,12 +62,21 @@ def test_a_move_has_series_only_while_it_is_in_flight(metrics: Metrics, control:
     control.add(move("op-2", "db", OperationState.PENDING))
     assert value(metrics, "migrd_moves_in_flight") == 1
     assert value(metrics, "migrd_move_remaining_bytes", **where) == 7 << 20
+    assert value(metrics, "migrd_move_total_bytes", **where) == 100 << 20
+    assert value(metrics, "migrd_move_processed_bytes", **where) == 30 << 20
     assert value(metrics, "migrd_move_dirty_rate_bytes_per_second", **where) == 3 << 20
     assert value(metrics, "migrd_operations_open", state="pending") == 1
     control.add(move("op-1", "web", OperationState.DONE, progress=progress(0)))
     assert value(metrics, "migrd_moves_in_flight") == 0
     assert value(metrics, "migrd_move_remaining_bytes", **where) is None
     assert DB not in metrics.exposition().decode()
+
+
+def test_an_open_operation_is_counted_however_old(metrics: Metrics, control: ScriptedControl) -> None:
+    control.add(drain("op-000001", OperationState.PARKED))
+    for number in range(2, 5100):
+        control.add(move(f"op-{number:06d}", "web", OperationState.DONE))
+    assert value(metrics, "migrd_operations_open", state="parked") == 1
 
 
 def test_outcomes_durations_and_downtime(metrics: Metrics) -> None:

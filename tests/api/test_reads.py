@@ -134,3 +134,17 @@ async def test_metrics_as_prometheus_wants_them(surface: Surface) -> None:
     async with surface.http.get(surface.url + "/metrics") as answer:
         assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         assert await answer.text() == "migrd_up 1\n"
+
+
+async def test_an_open_operation_is_shown_however_old(surface: Surface) -> None:
+    surface.control.add(drain("op-000001", OperationState.PARKED))
+    surface.control.add(move("op-000002", "web", OperationState.RUNNING))
+    for number in range(3, 5100):
+        surface.control.add(move(f"op-{number:06d}", "db", OperationState.DONE))
+    status = await surface.get("/v1/status")
+    assert [op["id"] for op in status["parked"]] == ["op-000001"]  # type: ignore[attr-defined]
+    shown = await surface.get("/v1/operations?open")
+    assert [op["id"] for op in shown["operations"]] == ["op-000002", "op-000001"]  # type: ignore[attr-defined]
+    assert (await surface.get("/v1/vms/web"))["operation"] == "op-000002"
+    detail = await surface.get("/v1/hosts/h1")
+    assert [op["id"] for op in detail["operations"]] == ["op-000002", "op-000001"]  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from migrd.control import DrainRequest, MigrateRequest, UndrainRequest
 from migrd.operations import Operation, OperationKind, OperationState
 from storage.errors import Failed, Retryable, Unknown
 from tests.api.conftest import Surface
-from tests.api.scripted import BLOCKED, DB, REFUSED, WEB, drain, move
+from tests.api.scripted import BLOCKED, DB, IDLE, REFUSED, TWIN_A, TWIN_B, WEB, drain, move
 
 
 async def test_a_drain_is_accepted_and_says_where_to_look(surface: Surface) -> None:
@@ -109,6 +109,30 @@ async def test_unknown_names_are_refused_before_anything_is_asked(surface: Surfa
     await surface.get("/v1/hosts/h9/power", 404)
     await surface.post("/v1/vms/nobody/migrate", {}, 404)
     await surface.post("/v1/vms/web/migrate", {"to": "h9"}, 404)
-    await surface.post("/v1/hosts/h1/drain", {"allow_stop": ["nobody"]}, 404)
-    await surface.post("/v1/hosts/h1/drain", {"allow_stop": ["twin"]}, 409)
+    problem = await surface.post("/v1/vms/nobody/migrate", {"to": "h9"}, 404)
+    assert [reason.split("'")[1] for reason in problem["reasons"]] == ["nobody", "h9"]  # type: ignore[attr-defined]
     assert surface.control.asked == []
+
+
+async def test_every_unclear_consent_and_what_else_is_against_the_drain(surface: Surface) -> None:
+    """Nothing is begun, and the answer of the planner is not lost behind the first wrong name."""
+    surface.control.plan = BLOCKED
+    body = {"allow_stop": ["nobody", "web", "twin", "noone"]}
+    problem = await surface.post("/v1/hosts/h1/drain", body, 409)
+    reasons = problem["reasons"]
+    assert isinstance(reasons, list)
+    assert problem["type"] == "refused"
+    assert [reason for reason in reasons if "nobody" in reason or "noone" in reason] == reasons[:3:2]
+    assert TWIN_A in reasons[1]
+    assert TWIN_B in reasons[1]
+    assert "USB device" in reasons[3]
+    assert surface.control.asked == [("plan_drain", "h1", DrainRequest(allow_stop=(WEB,)))]
+    plan = await surface.post("/v1/hosts/h1/drain", {**body, "dry_run": True}, 200)
+    assert len(plan["refusals"]) == 3  # type: ignore[arg-type]
+    assert len(plan["blockers"]) == 2  # type: ignore[arg-type]
+
+
+async def test_a_plan_names_who_stays(surface: Surface) -> None:
+    plan = await surface.post("/v1/hosts/h1/drain", {"dry_run": True}, 200)
+    assert plan["stays"] == [IDLE]
+    assert plan["names"] == {IDLE: "idle"}

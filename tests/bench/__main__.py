@@ -1,9 +1,19 @@
-"""Every figure: python -m tests.bench. JSON lines on stdout, one per measure; 0 = every goal met."""
+"""Every figure: python -m tests.bench [--strict]. See tests.bench.measures for the exit codes."""
 
 from __future__ import annotations
 
 import sys
 
 from tests.bench import migrate, plan
+from tests.bench.measures import Tally, asked_strict
 
-sys.exit(plan.main() | migrate.main())
+
+def main() -> int:
+    strict = asked_strict()
+    tally = Tally()
+    plan.run(tally)
+    migrate.run(tally)
+    return tally.exit_code(strict=strict)
+
+
+sys.exit(main())

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-POLL_S = 0.02
+POLL_S = 0.25  # seldom, because it is work for the daemon: how long it took is read from the operation itself
 ENDED = ("done", "undone", "failed", "parked")
 
 
 class Api:
-    """One keep-alive HTTPS connection to migrd."""
+    """One keep-alive HTTPS connection to migrd, which runs on this machine and shares its clock."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
         parts = urlsplit(env["MIGRD_URL"])
@@ -37,7 +37,11 @@ class Api:
         return document
 
     def work(self, path: str, body: Mapping[str, object], *, deadline_s: float = 600) -> dict[str, Any]:
-        """Ask for work and wait until it has ended; raises unless it is done."""
+        """Ask for work and wait until it has ended; raises unless it is done.
+
+        `asked_s` is added: when it was asked for, before any planning, by the clock of the operation's times.
+        """
+        asked_s = time.time()
         operation: dict[str, Any] = self.ask("POST", path, body)
         end = time.monotonic() + deadline_s
         while operation["state"] not in ENDED and time.monotonic() < end:
@@ -45,4 +49,4 @@ class Api:
             operation = self.ask("GET", f"/v1/operations/{operation['id']}")
         if operation["state"] != "done":
             raise RuntimeError(f"{path}: {operation['state']}: {operation['reason']}")
-        return operation
+        return {**operation, "asked_s": asked_s}

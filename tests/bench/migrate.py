@@ -6,147 +6,175 @@ iSCSI. Seconds of one run say little on a shared machine; ratios within the run 
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 
-from tests.bench.api import Api
-from tests.lab.labctl import LabCtl, until
+from tests.bench.measures import Repeats, RoundSpoilt, Tally, asked_strict, note, p95
+from tests.bench.ring import Ring
+from tests.lab.labctl import LabCtl
 
+MEASURES = ("migrate_ratio", "migrate_extra_s", "drain_first_move_s", "drain8_ratio", "drain8_first_move_s")
 PAIRS = 10
-DRAIN_ROUNDS = 3
-DRAIN_GUESTS = tuple(f"g{n}" for n in range(1, 9))
-PARALLEL = (2, 4, 8)  # what xargs -P is tried with; the best one is the opponent
-VIRSH = (
-    "virsh",
-    "-q",
-    "-c",
-    "qemu:///system",
-    "migrate",
-    "--live",
-    "--p2p",
-    "--persistent",
-    "--undefinesource",
-)
+FIRST_MOVES = 20  # drains of one guest: enough for a p95
+DRAIN_ROUNDS = 6
+GUEST = "g1"
+GUESTS = tuple(f"g{n}" for n in range(1, 9))
+PARALLEL = (1, 2, 3, 4, 8)  # what xargs -P is tried with; the best one is the opponent
 
 
-def say(name: str, value: float, unit: str, goal: float, runs: int) -> bool:
-    ok = value <= goal
-    line = {"name": name, "value": round(value, 3), "unit": unit, "goal": goal, "ok": ok, "runs": runs}
-    print(json.dumps(line), flush=True)
-    return ok
+class Walk:
+    """Two hosts, and on which of them the guests are."""
+
+    def __init__(self) -> None:
+        self.here, self.there = "h1", "h2"
+
+    def turn(self) -> None:
+        self.here, self.there = self.there, self.here
+
+    def find(self, ring: Ring) -> None:
+        """Begin where the guest is, whatever happened before."""
+        if ring.where(GUEST) == self.there:
+            self.turn()
 
 
-class Ring:
-    """Two hosts between which guests go to and fro."""
-
-    def __init__(self, lab: LabCtl) -> None:
-        self.lab = lab
-        self.api = Api(lab.env)
-        self.storage = {h["name"]: h["storage"] for h in lab.lab("env")["hosts"]}
-
-    def by_virsh(self, guests: Sequence[str], source: str, target: str, parallel: int) -> float:
-        """Seconds for the loop an administrator would write; the shell is on the source host."""
-        to = self.storage[target]
-        command = f"{' '.join(VIRSH)} --migrateuri tcp://{to} {{}} qemu+tcp://{to}/system"
-        # Timed by the shell on the host, so that the lab's own start-up is not held against virsh.
-        loop = f"printf '%s\\n' {' '.join(guests)} | xargs -P {parallel} -I{{}} {command} >&2"
-        script = f"began=$(date +%s%N); {loop} || exit; echo $(($(date +%s%N) - began))"
-        done = self.lab.sh(source, "sh", "-c", script, deadline_s=600)
-        if done.rc != 0:
-            raise RuntimeError(f"virsh: exit {done.rc}: {done.err}")
-        return int(done.out) / 1e9
-
-    def by_migrd(self, guest: str, target: str) -> float:
-        began_s = time.monotonic()
-        self.api.work(f"/v1/vms/{guest}/migrate", {"to": target})
-        return time.monotonic() - began_s
-
-    def settle(self, guests: Sequence[str], host: str) -> None:
-        """The daemon has seen where virsh put them: planning from old news is not what is measured."""
-
-        def there() -> bool:
-            seen = {vm["name"]: vm for vm in self.api.ask("GET", "/v1/vms")["vms"]}
-            return all(seen[g]["host"] == host and not seen[g]["also_on"] for g in guests)
-
-        until(f"{', '.join(guests)} on {host}", there, deadline_s=60, every_s=0.1)
-
-
-def pairs(ring: Ring, guest: str) -> bool:
-    """The same guest, A B A B; each tool goes in both directions equally often."""
-    ours, theirs = [], []
-    here, there = "h1", "h2"
-    for number in range(PAIRS):
-        for tool in ("migrd", "virsh") if number % 2 == 0 else ("virsh", "migrd"):
-            ring.settle([guest], here)
-            if tool == "migrd":
-                ours.append(ring.by_migrd(guest, there))
-            else:
-                theirs.append(ring.by_virsh([guest], here, there, 1))
-            here, there = there, here
-    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-    extra = statistics.median(a - b for a, b in zip(ours, theirs, strict=True))
-    print(f"migrate: migrd {ours} virsh {theirs}", file=sys.stderr)
-    return all(
-        (say("migrate_ratio", ratio, "1", 1.10, PAIRS), say("migrate_extra_s", extra, "s", 0.5, PAIRS))
-    )
-
-
-def drains(ring: Ring) -> bool:
-    """Drain of eight guests against the best xargs -P, alternating."""
-    best = min(PARALLEL, key=lambda parallel: _there_and_back(ring, parallel))
-    ring.lab.lab("deploy", "--moves", str(best))  # the same number at once: what is compared is the rest
-    ring = Ring(ring.lab)  # the daemon was started anew
-    ours, theirs, first = [], [], []
-    for _ in range(DRAIN_ROUNDS):
-        ring.settle(DRAIN_GUESTS, "h1")
-        began_s = time.monotonic()
-        operation = ring.api.work("/v1/hosts/h1/drain", {})
-        ours.append(time.monotonic() - began_s)
-        first.append(operation["first_call_at_s"] - operation["requested_at_s"])
-        ring.api.work("/v1/hosts/h1/undrain", {})
-        ring.settle(DRAIN_GUESTS, "h2")
-        theirs.append(ring.by_virsh(DRAIN_GUESTS, "h2", "h1", best))
-    print(f"drain8: migrd {ours} xargs -P {best} {theirs}", file=sys.stderr)
-    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-    fine = say("drain8_ratio", ratio, "1", 1.05, DRAIN_ROUNDS)
-    return say("drain_first_move_s", _p95(first), "s", 1.0, DRAIN_ROUNDS) and fine
-
-
-def _there_and_back(ring: Ring, parallel: int) -> float:
-    ring.settle(DRAIN_GUESTS, "h1")
-    took_s = ring.by_virsh(DRAIN_GUESTS, "h1", "h2", parallel)
-    took_s += ring.by_virsh(DRAIN_GUESTS, "h2", "h1", parallel)
-    return took_s
-
-
-def _p95(values: Sequence[float]) -> float:
-    """Nearest rank; of fewer than 20 values that is the worst one."""
-    return sorted(values)[max(0, -(-95 * len(values) // 100) - 1)]
-
-
-def run(lab: LabCtl) -> bool:
-    lab.lab("down")
+def step(walk: Walk, go: Callable[[str, str], float]) -> float:
+    """One way. The guests are over there afterwards, also when the figure is worth nothing."""
     try:
-        lab.lab("up", "--hosts", "2", "--host-kind", "netns")
-        lab.env = lab.lab("deploy")
-        for guest in DRAIN_GUESTS:
-            lab.lab("guest", "add", guest, "--host", "h1", "--disk", "iscsi-qemu")
-            lab.lab(
-                "guest", "admit", guest, "--host", "h2"
-            )  # virsh, unlike migrd, needs the secret there first
-        ring = Ring(lab)
-        fine = pairs(ring, DRAIN_GUESTS[0])
-        return drains(ring) and fine
+        return go(walk.here, walk.there)
     finally:
+        walk.turn()
+
+
+def pairs(ring: Ring, tally: Tally, repeats: Repeats, walk: Walk) -> None:
+    """The same guest, A B B A: each tool goes in both directions, and first, equally often."""
+    walk.find(ring)
+    ours, theirs = [], []
+
+    def one(number: int) -> tuple[float, float]:
+        if number % 2 == 0:
+            first = step(walk, lambda here, there: ring.migrd(GUEST, here, there))
+            return first, step(walk, lambda here, there: ring.virsh([GUEST], here, there))
+        first = step(walk, lambda here, there: ring.virsh([GUEST], here, there))
+        return step(walk, lambda here, there: ring.migrd(GUEST, here, there)), first
+
+    for number in range(PAIRS):
+        a, b = repeats.until_sound(f"pair {number + 1}", partial(one, number))
+        note(f"pair {number + 1} of {PAIRS}: migrd {a:.3f} s, virsh {b:.3f} s")
+        ours.append(a)
+        theirs.append(b)
+    both = list(zip(ours, theirs, strict=True))
+    tally.say("migrate_ratio", statistics.median(a / b for a, b in both), "1", 1.10, PAIRS)
+    tally.say("migrate_extra_s", statistics.median(a - b for a, b in both), "s", 0.5, PAIRS)
+
+
+def first_moves(ring: Ring, tally: Tally, walk: Walk) -> None:
+    """From the request for a drain to its first migrate call, of a host with one guest."""
+    walk.find(ring)
+    seen = []
+
+    def one(here: str, _there: str) -> float:
+        took_s, first_s = ring.drain([GUEST], here)
+        seen.append(first_s)
+        return took_s
+
+    for number in range(FIRST_MOVES):
+        took_s = step(walk, one)
+        note(
+            f"drain {number + 1} of {FIRST_MOVES}: first call after {seen[-1]:.3f} s, done in {took_s:.3f} s"
+        )
+    tally.say("drain_first_move_s", p95(seen), "s", 1.0, FIRST_MOVES)
+
+
+def best_parallel(ring: Ring, repeats: Repeats, walk: Walk) -> int:
+    """The fastest -P, by one run in each direction; one that fails again and again is no opponent."""
+    took_s: dict[int, float] = {}
+    for parallel in PARALLEL:
+
+        def one(parallel: int = parallel) -> float:
+            return step(walk, lambda here, there: ring.virsh(GUESTS, here, there, parallel))
+
+        try:
+            both = [repeats.until_sound(f"xargs -P {parallel}", one) for _ in range(2)]
+        except RoundSpoilt as error:
+            note(f"xargs -P {parallel} is left out: {error}")
+            continue
+        took_s[parallel] = statistics.median(both)
+        note(f"xargs -P {parallel}: {took_s[parallel]:.3f} s")
+    return min(took_s, key=lambda parallel: took_s[parallel])
+
+
+def drains(ring: Ring, tally: Tally, repeats: Repeats, walk: Walk, parallel: int) -> None:
+    """Drains of eight guests against xargs -P, which tool goes in which direction alternating."""
+    ours, theirs, firsts = [], [], []
+
+    def one(number: int) -> tuple[float, float, float]:
+        first: list[float] = []
+
+        def drain(here: str, _there: str) -> float:
+            took_s, first_s = ring.drain(GUESTS, here)
+            first.append(first_s)
+            return took_s
+
+        def loop(here: str, there: str) -> float:
+            return ring.virsh(GUESTS, here, there, parallel)
+
+        # Both ways are taken by turns, because a round always ends where it began.
+        if number % 2 == 0:
+            a, b = step(walk, drain), step(walk, loop)
+        else:
+            b, a = step(walk, loop), step(walk, drain)
+        return a, b, first[0]
+
+    for number in range(DRAIN_ROUNDS):
+        a, b, first_s = repeats.until_sound(f"drain {number + 1}", partial(one, number))
+        note(f"drain {number + 1} of {DRAIN_ROUNDS}: migrd {a:.3f} s, xargs -P {parallel} {b:.3f} s")
+        ours.append(a)
+        theirs.append(b)
+        firsts.append(first_s)
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    tally.say("drain8_ratio", ratio, "1", 1.05, DRAIN_ROUNDS)
+    tally.say("drain8_first_move_s", max(firsts), "s", 1.0, DRAIN_ROUNDS)
+
+
+def add(lab: LabCtl, guest: str, host: str, other: str) -> None:
+    lab.lab("guest", "add", guest, "--host", host, "--disk", "iscsi-qemu")
+    lab.lab("guest", "admit", guest, "--host", other)  # virsh, unlike migrd, needs the secret there first
+
+
+def run(tally: Tally, lab: LabCtl | None = None) -> None:
+    """One guest first, alone on the machine; the seven others only for the drains."""
+    lab = lab or LabCtl("bench")
+    repeats, walk = Repeats(), Walk()
+    with tally.taking(*MEASURES):
         lab.lab("down")
+        try:
+            lab.lab("up", "--hosts", "2", "--host-kind", "netns")
+            lab.env = lab.lab("deploy")
+            add(lab, GUEST, walk.here, walk.there)
+            ring = Ring(lab)
+            with tally.taking():
+                pairs(ring, tally, repeats, walk)
+            with tally.taking():
+                first_moves(ring, tally, walk)
+            walk.find(ring)
+            for guest in GUESTS[1:]:
+                add(lab, guest, walk.here, walk.there)
+            parallel = best_parallel(ring, repeats, walk)
+            lab.lab(
+                "deploy", "--moves", str(parallel)
+            )  # the same number at once: what is compared is the rest
+            drains(Ring(lab), tally, Repeats(), walk, parallel)
+        finally:
+            lab.lab("down")
 
 
 def main() -> int:
-    """0 = every goal met, 1 = not; a miss is a figure to report, never a reason to stop measuring."""
-    return 0 if run(LabCtl("bench")) else 1
+    strict = asked_strict()
+    tally = Tally()
+    run(tally)
+    return tally.exit_code(strict=strict)
 
 
 if __name__ == "__main__":

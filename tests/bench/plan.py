@@ -6,7 +6,6 @@ does disturbs them little. Facts are gathered before the clock starts: in the da
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -15,6 +14,7 @@ from agents.protocol import AnyVolume
 from migrd.model import Cluster, Facts
 from migrd.planner import Policy, plan_drain
 from storage.words import Role
+from tests.bench.measures import Tally, asked_strict
 from tests.planner.build import GIB, all_yes, cluster, drbd, guest, host, lun, report
 
 RUNS = 15
@@ -49,7 +49,7 @@ def build(hosts: int, guests: int) -> Cluster:
     )
 
 
-def measure(name: str, before: Cluster, facts: Facts, *, goal_s: float, whole: bool) -> bool:
+def measure(tally: Tally, name: str, before: Cluster, facts: Facts, *, goal_s: float, whole: bool) -> None:
     """`whole`: every guest finds a place; otherwise none does, and every reason is worked out."""
     took_s = []
     for _ in range(RUNS):
@@ -58,29 +58,25 @@ def measure(name: str, before: Cluster, facts: Facts, *, goal_s: float, whole: b
         took_s.append(time.process_time() - began_s)
         assert bool(plan.moves) == whole, "the bench plans what it says"
         assert bool(plan.blockers) != whole
-    value = statistics.median(took_s)
-    line = {
-        "name": name,
-        "value": round(value, 5),
-        "unit": "s",
-        "goal": goal_s,
-        "ok": value <= goal_s,
-        "runs": RUNS,
-    }
-    print(json.dumps(line), flush=True)
-    return value <= goal_s
+    tally.say(name, statistics.median(took_s), "s", goal_s, RUNS, digits=5)
+
+
+def run(tally: Tally) -> None:
+    for hosts, guests, goal_s in ((300, 6_000, 0.1), (1_000, 20_000, 1.0)):
+        name = f"plan_{hosts}x{guests}"
+        with tally.taking(f"{name}_s", f"{name}_refused_s"):
+            before = build(hosts, guests)
+            facts = all_yes(drained_only(before))
+            nothing = Facts(cpu={}, volume={})
+            measure(tally, f"{name}_s", before, facts, goal_s=goal_s, whole=True)
+            measure(tally, f"{name}_refused_s", before, nothing, goal_s=goal_s, whole=False)
 
 
 def main() -> int:
-    """0 = every goal met."""
-    fine = True
-    for hosts, guests, goal_s in ((300, 6_000, 0.1), (1_000, 20_000, 1.0)):
-        before = build(hosts, guests)
-        facts = all_yes(drained_only(before))
-        name = f"plan_{hosts}x{guests}"
-        fine &= measure(f"{name}_s", before, facts, goal_s=goal_s, whole=True)
-        fine &= measure(f"{name}_refused_s", before, Facts(cpu={}, volume={}), goal_s=goal_s, whole=False)
-    return 0 if fine else 1
+    strict = asked_strict()
+    tally = Tally()
+    run(tally)
+    return tally.exit_code(strict=strict)
 
 
 def drained_only(before: Cluster) -> Cluster:

@@ -9,7 +9,7 @@ import pytest
 from migrd.control import DrainRequest, MigrateRequest, NotFound
 from migrd.operations import Operation, OperationKind, OperationState
 from storage.errors import Refused
-from tests.api.scripted import BLOCKED, DB, REFUSED, TWIN_A, WEB, drain, move, progress
+from tests.api.scripted import BLOCKED, DB, IDLE, REFUSED, TWIN_A, WEB, drain, move, progress
 from tests.cli.conftest import DEADLINE_S, Cli, end
 
 DONE, RUNNING, PARKED = OperationState.DONE, OperationState.RUNNING, OperationState.PARKED
@@ -102,6 +102,7 @@ async def test_a_dry_run_shows_every_move_and_every_blocker(cli: Cli) -> None:
     good = await cli.run("drain", "h1", "--dry-run")
     assert good.code == 0
     assert "2 guests to move, about 10 s; nothing was touched" in good.out
+    assert f"stays on h1: idle ({IDLE})" in good.out
     cli.control.plan = BLOCKED
     bad, document = await cli.run_each(["drain h1 --dry-run", "migrate web --dry-run -o json"])
     assert (bad.code, document.code) == (3, 3)

@@ -28,7 +28,7 @@ from agents.protocol import (
     SweepTarget,
 )
 from storage.errors import Retryable, Unknown
-from storage.words import IscsiVolume, Role, Side, WindowOptions
+from storage.words import IscsiQemuVolume, IscsiVolume, Role, Side, WindowOptions
 from tests.core.fake_world import RUNS, World
 
 Key = tuple[str, str, int]
@@ -87,7 +87,7 @@ class FakeAgent:
             ),
         )
 
-    async def submit(self, attempt: Attempt) -> AttemptReport:
+    async def submit(self, attempt: Attempt, wait_s: float = 0.0) -> AttemptReport:
         await asyncio.sleep(0.001)
         self._reach()
         if attempt.epoch < self.epoch:
@@ -107,7 +107,10 @@ class FakeAgent:
         if self.lose_reply.get(attempt.step, 0) > 0:
             self.lose_reply[attempt.step] -= 1
             raise Unknown(f"{self.host}: the reply was lost")
-        return self.ledger[key]
+        try:
+            return await self._until_end(key, wait_s)
+        except Retryable as error:  # it died while the submission waited: that reply is lost, too
+            raise Unknown(*error.reasons) from None
 
     async def wait(self, operation: str, step: str, attempt: int, wait_s: float = 30.0) -> AttemptReport:
         await asyncio.sleep(0.001)
@@ -115,6 +118,9 @@ class FakeAgent:
         key = (operation, step, attempt)
         if key not in self.ledger:
             raise AttemptNotSeen(f"{self.host} has no record of {step}/{attempt}")
+        return await self._until_end(key, wait_s)
+
+    async def _until_end(self, key: tuple[str, str, int], wait_s: float) -> AttemptReport:
         until_s = asyncio.get_running_loop().time() + wait_s
         while self.ledger[key].outcome is Outcome.RUNNING and asyncio.get_running_loop().time() < until_s:
             await asyncio.sleep(0.02)
@@ -164,7 +170,7 @@ class FakeAgent:
         match attempt.command:
             case PrepareVolumes(volumes=volumes, handover=handover):
                 for volume in volumes:
-                    if handover.side is Side.TARGET and isinstance(volume, IscsiVolume):
+                    if handover.side is Side.TARGET and isinstance(volume, IscsiVolume | IscsiQemuVolume):
                         world.promote(host, volume)
                 return Outcome.DONE, (), AttemptResult(volumes=tuple(world.volume(host, v) for v in volumes))
             case OpenWindow(volumes=volumes):

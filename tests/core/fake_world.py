@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from agents.protocol import AnyVolume, CpuReport, DomainReport, DomainState, HostReport
-from storage.words import DrbdVolume, Health, IscsiVolume, Role, VolumeReport
+from storage.words import DrbdVolume, Health, IscsiQemuVolume, IscsiVolume, Role, VolumeReport
 
 GIB = 1 << 30
 RUNS = (DomainState.RUNNING, DomainState.BLOCKED)
@@ -78,6 +78,7 @@ class World:
         self.migration_error: dict[str, str] = {}  # guest -> libvirt's words, once the copy is over
         self.lie = ""  # an error that libvirt reports for migrations that have succeeded
         self.bmc_dead: set[str] = set()
+        self.no_bmc: set[str] = set()
         self.off_commands: list[str] = []
 
     # -- building ---------------------------------------------------------------------------------
@@ -109,6 +110,15 @@ class World:
             machine.held[volume.name] = Held(volume, role, identity)
         return spec
 
+    def add_iscsi_qemu(self, name: str, host: str) -> GuestSpec:
+        """QEMU logs in by itself; a host only has the credentials in place."""
+        volume = IscsiQemuVolume(portal="10.0.0.5:3260", iqn=f"iqn.2026-11.org.lab:{name}", lun=0)
+        spec = self._add(name, host, (volume,))
+        for machine in self.machines.values():
+            role = Role.ATTACHED if machine.name == host else Role.DETACHED
+            machine.held[volume.name] = Held(volume, role, f"naa.{len(self.guests):04d}")
+        return spec
+
     def _add(self, name: str, host: str, volumes: tuple[AnyVolume, ...]) -> GuestSpec:
         uuid = f"00000000-0000-0000-0000-{len(self.guests) + 1:012d}"
         spec = self.guests[uuid] = GuestSpec(uuid=uuid, name=name, volumes=volumes)
@@ -134,6 +144,8 @@ class World:
                     found.append(f"{self.guests[uuid].name} is {domain.state} on {machine.name}")
         for spec in self.guests.values():
             for volume in spec.volumes:
+                if isinstance(volume, IscsiQemuVolume):
+                    continue  # the secret stays: it is the host's, not the guest's
                 holders = [
                     m.name
                     for m in self.machines.values()
@@ -286,9 +298,11 @@ class World:
             if here.held[volume.name].identity != there.held[volume.name].identity:
                 self.violate(f"I9: {spec.name} opens another disk on {there.name}")
 
-    def cut(self, host: str) -> None:
-        """Power loss: every process ends at once, runtime options of DRBD are gone."""
+    def cut(self, host: str, *, with_bmc: bool = False) -> None:
+        """Power loss: every process ends at once, runtime options of DRBD are gone; the BMC too, or not."""
         machine = self.machines[host]
+        if with_bmc:
+            self.bmc_dead.add(host)
         for uuid, domain in machine.domains.items():
             if domain.state in RUNS:
                 self.excused.add(uuid)
@@ -306,6 +320,7 @@ class World:
 
     def power_on(self, host: str) -> None:
         machine = self.machines[host]
+        self.bmc_dead.discard(host)
         if not machine.powered:
             machine.powered = machine.agent = True
             machine.boot += 1

@@ -96,7 +96,7 @@ class FakePower:
         self.world = world
 
     def has(self, host: str) -> bool:
-        return host in self.world.machines
+        return host in self.world.machines and host not in self.world.no_bmc
 
     async def status(self, host: str) -> str:
         await asyncio.sleep(0.1)

@@ -156,7 +156,7 @@ def test_a_parked_operation_stays_parked_over_a_restart_and_resumes_when_the_hos
         async with Cluster3(world) as cluster:
             started = await cluster.controller.migrate("db", MigrateRequest(to="h2"))
             await asyncio.sleep(5.0)
-            world.cut("h2")
+            world.cut("h2", with_bmc=True)
             assert (await cluster.until(started.id)).state is OperationState.PARKED
             await cluster.kill()
             await cluster.start()

@@ -256,7 +256,7 @@ def test_cancel_at_any_time_ends_undone_or_done_and_clean(delay_s: float) -> Non
     run(story())
 
 
-def test_target_dies_mid_copy_and_comes_back() -> None:
+def test_target_dies_mid_copy_with_its_bmc_and_comes_back() -> None:
     """The guest keeps running; the source's window is closed at once; the rest when the target returns."""
 
     async def story() -> None:
@@ -265,7 +265,7 @@ def test_target_dies_mid_copy_and_comes_back() -> None:
         async with Cluster3(world) as cluster:
             started = await cluster.controller.migrate("db", MigrateRequest(to="h2"))
             await asyncio.sleep(5.0)
-            world.cut("h2")
+            world.cut("h2", with_bmc=True)
             parked = await cluster.until(started.id)
             assert parked.state is OperationState.PARKED
             assert "once h2 answers again" in parked.remedy
@@ -275,6 +275,64 @@ def test_target_dies_mid_copy_and_comes_back() -> None:
             ended = await cluster.until(started.id, parked=False)
             assert ended.state is OperationState.UNDONE
             assert world.where("db") == ["h1"]
+            cluster.assert_clean()
+
+    run(story())
+
+
+def test_a_disk_that_qemu_opens_itself_needs_no_step_of_the_hosts() -> None:
+    """Only prepare and migrate are asked for; the look that saw it moved is the last."""
+
+    async def story() -> None:
+        world = World()
+        world.add_iscsi_qemu("wiki", "h1")
+        async with Cluster3(world) as cluster:
+            started = await cluster.controller.migrate("wiki", MigrateRequest(to="h2"))
+            assert (await cluster.until(started.id)).state is OperationState.DONE
+            steps = [(host, a.step) for host, agent in cluster.agents.items() for a in agent.seen]
+            assert steps == [("h1", "prepare"), ("h1", "migrate"), ("h2", "prepare")]
+            looks = [row for row in cluster.journal.rows if '"looked"' in row[1]]
+            assert len(looks) == 2
+            assert world.where("wiki") == ["h2"]
+            cluster.assert_clean()
+
+    run(story())
+
+
+def test_a_target_that_its_bmc_says_is_off_keeps_nobody_waiting() -> None:
+    """What it held is gone with its power (I3: a separate status); only the source has a half to close."""
+
+    async def story() -> None:
+        world = drbd_world()
+        world.copy_s = 10.0
+        async with Cluster3(world) as cluster:
+            started = await cluster.controller.migrate("db", MigrateRequest(to="h2"))
+            await asyncio.sleep(5.0)
+            world.cut("h2")
+            ended = await cluster.until(started.id, at_most_s=60.0)
+            assert ended.state is OperationState.UNDONE
+            assert world.where("db") == ["h1"]
+            assert not world.machines["h1"].held["drbd:r1/0"].dual_primary
+            world.power_on("h2")
+            await asyncio.sleep(5.0)
+            cluster.assert_clean()
+
+    run(story())
+
+
+@pytest.mark.parametrize("stage", ["release", "close-window"])
+def test_a_source_that_loses_power_once_the_guest_has_left(stage: str) -> None:
+    """Past the switch-over the dead host keeps nothing open: the guest runs, and the move is done."""
+
+    async def story() -> None:
+        world = drbd_world()
+        async with Cluster3(world) as cluster:
+            cluster.agents["h1"].before[stage] = lambda: world.cut("h1")
+            started = await cluster.controller.migrate("db", MigrateRequest(to="h2"))
+            ended = await cluster.until(started.id, at_most_s=300.0)
+            assert ended.state is OperationState.DONE
+            assert world.where("db") == ["h2"]
+            assert not world.machines["h2"].held["drbd:r1/0"].dual_primary
             cluster.assert_clean()
 
     run(story())
@@ -304,9 +362,9 @@ def test_source_agent_killed_mid_copy(back_after_s: float) -> None:
 class SlowToHear(FakeAgent):
     """A submission takes more than a second to arrive."""
 
-    async def submit(self, attempt: Attempt) -> AttemptReport:
+    async def submit(self, attempt: Attempt, wait_s: float = 0.0) -> AttemptReport:
         await asyncio.sleep(1.2)
-        return await super().submit(attempt)
+        return await super().submit(attempt, wait_s)
 
 
 def test_a_cancel_that_overtakes_the_migrate_call_still_aborts_it() -> None:

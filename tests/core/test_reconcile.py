@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
-from agents.protocol import DomainState, Observation
-from migrd.reconcile import Pair, SideView, Verdict, side_view, verdict
+from agents.protocol import AnyVolume, DomainState, Observation
+from migrd.reconcile import Holding, Pair, SideView, Verdict, holding, side_view, verdict
+from storage.words import DrbdVolume, Health, IscsiQemuVolume, IscsiVolume, Role, VolumeReport
 
 PAIRS = [
-    Pair(source=source, target=target, job=job)
-    for source, target, job in itertools.product(SideView, SideView, (False, True))
+    Pair(source=source, target=target, job=job, source_holds=here, target_holds=there)
+    for source, target, job, here, there in itertools.product(
+        SideView, SideView, (False, True), Holding, Holding
+    )
 ]
 NO_PROCESS = (SideView.GONE, SideView.STOPPED)
 
@@ -28,21 +32,30 @@ def seen(state: DomainState, *, process: bool | None, job: bool = False) -> Obse
     )
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=str)
-def test_every_pair_has_a_verdict_and_the_dangerous_ones_are_never_taken_for_safe(pair: Pair) -> None:
-    found = verdict(pair)
+def test_every_pair_has_a_verdict_and_the_dangerous_ones_are_never_taken_for_safe() -> None:
+    for pair in PAIRS:
+        judge(pair, verdict(pair))
+
+
+def judge(pair: Pair, found: Verdict) -> None:
     unknown = SideView.UNKNOWN in (pair.source, pair.target)
-    assert (found is Verdict.UNKNOWN) == unknown, "unknown is never safe, and nothing known is unknown (I19)"
+    if SideView.OFF not in (pair.source, pair.target):
+        assert (found is Verdict.UNKNOWN) == unknown, "nothing known is unknown (I19)"
+    assert not unknown or found is Verdict.UNKNOWN, "unknown is never safe (I19)"
     if found is Verdict.MOVED:  # the commit point
-        assert pair.source in NO_PROCESS
+        assert pair.source in (*NO_PROCESS, SideView.OFF)
         assert pair.target is SideView.RUNNING
     if found is Verdict.STILL_ON_SOURCE:  # undo may sweep the target
         assert pair.source is SideView.RUNNING
-        assert pair.target in NO_PROCESS
+        assert pair.target in (*NO_PROCESS, SideView.OFF)
         assert not pair.job
     if found in (Verdict.TARGET_LEFTOVER, Verdict.STOPPED_ON_SOURCE):  # undo may sweep the target
         assert pair.target in (SideView.INCOMING, *NO_PROCESS), "never a QEMU that has run there (I1, I5)"
         assert not (pair.source is SideView.RUNNING and pair.job)
+    if found in (Verdict.MOVED, Verdict.MOVED_PAUSED):  # release and demote follow: of the right disk only
+        assert pair.target_holds is not Holding.NONE
+    if found in (Verdict.STILL_ON_SOURCE, Verdict.TARGET_LEFTOVER):
+        assert pair.source_holds is not Holding.NONE
     if pair.source is pair.target is SideView.RUNNING:
         assert found is Verdict.BOTH_RUNNING
     if pair.source is SideView.RUNNING and pair.target is SideView.PAUSED:
@@ -86,6 +99,18 @@ TABLE = {
     "ending/incoming": "transient",
     "incoming/running": "unexpected",
     "incoming/gone": "unexpected",
+    "running/off": "still-on-source",
+    "running/off/job": "copying",
+    "paused/off": "source-paused",
+    "paused/off/job": "switching",
+    "off/running": "moved",
+    "off/paused": "moved-paused",
+    "off/incoming": "unknown",
+    "off/gone": "unknown",
+    "gone/off": "unknown",
+    "stopped/off": "unknown",
+    "off/off": "unknown",
+    "off/unknown": "unknown",
     "unknown/running": "unknown",
     "running/unknown": "unknown",
     "unknown/unknown": "unknown",
@@ -97,6 +122,62 @@ def test_what_the_table_says(row: str) -> None:
     source, target, *job = row.split("/")
     pair = Pair(source=SideView(source), target=SideView(target), job=bool(job))
     assert verdict(pair) == TABLE[row]
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "found"),
+    [
+        ("none", "all", "stopped-on-target"),
+        ("all", "none", "stopped-on-source"),
+        ("none", "none", "stopped-on-source"),
+        ("unknown", "all", "stopped-on-source"),
+        ("all", "all", "stopped-on-source"),
+    ],
+)
+def test_of_two_shut_off_definitions_the_one_with_the_disks_is_the_guest(
+    here: str, there: str, found: str
+) -> None:
+    pair = Pair(
+        source=SideView.STOPPED,
+        target=SideView.STOPPED,
+        job=False,
+        source_holds=Holding(here),
+        target_holds=Holding(there),
+    )
+    assert verdict(pair) == found
+
+
+def test_a_guest_that_runs_where_none_of_its_disks_is_held_is_an_alarm() -> None:
+    moved = Pair(source=SideView.GONE, target=SideView.RUNNING, job=False, target_holds=Holding.NONE)
+    stayed = Pair(source=SideView.RUNNING, target=SideView.GONE, job=False, source_holds=Holding.NONE)
+    assert verdict(moved) is verdict(stayed) is Verdict.WITHOUT_DISK
+
+
+DRBD = DrbdVolume(resource="r0", volume_nr=0, minor=0, nodes=("a", "b"))
+LUN = IscsiVolume(portal="10.0.0.5:3260", iqn="iqn.2026-11.org.lab:x", lun=0, device="/dev/x")
+QEMU_LUN = IscsiQemuVolume(portal="10.0.0.5:3260", iqn="iqn.2026-11.org.lab:x", lun=1)
+
+
+@pytest.mark.parametrize(
+    ("volumes", "found"),
+    [
+        (((DRBD, Role.PRIMARY), (LUN, Role.ATTACHED)), "all"),
+        (((DRBD, Role.SECONDARY), (LUN, Role.DETACHED)), "none"),
+        (((DRBD, Role.PRIMARY), (LUN, Role.DETACHED)), "unknown"),
+        (((DRBD, Role.UNKNOWN),), "unknown"),
+        (((QEMU_LUN, Role.ATTACHED),), "unknown"),
+        (((QEMU_LUN, Role.DETACHED), (DRBD, Role.PRIMARY)), "all"),
+        ((), "unknown"),
+    ],
+)
+def test_what_a_host_holds(volumes: tuple[tuple[AnyVolume, Role], ...], found: str) -> None:
+    reports = tuple(
+        VolumeReport(volume=volume, role=role, health=Health.OK, identity="i", size_bytes=1)
+        for volume, role in volumes
+    )
+    observation = replace(seen(DomainState.RUNNING, process=True), volumes=reports)
+    assert holding(observation) == found
+    assert holding(None) is Holding.UNKNOWN
 
 
 @pytest.mark.parametrize("state", DomainState)

@@ -21,11 +21,13 @@ from migrd.sagas.events import (
     CancelRequested,
     ChildEnded,
     Chosen,
+    DrainRequested,
     Event,
     HostChecked,
     Looked,
     MigrateRequested,
     MovedGuest,
+    PowerRequested,
     Recovered,
     Resumed,
     UndrainRequested,
@@ -56,10 +58,10 @@ EVENTS: list[Event] = [
 ]
 
 
-def report(*, flag: bool = False) -> VolumeReport:
+def report(*, flag: bool = False, role: Role = Role.SECONDARY) -> VolumeReport:
     return VolumeReport(
         volume=VOLUME,
-        role=Role.SECONDARY,
+        role=role,
         health=Health.OK,
         identity="gi",
         size_bytes=1,
@@ -75,7 +77,7 @@ def seen(state: DomainState, *, job: bool = False, flag: bool = False) -> Observ
         persistent=True,
         qemu_process=state.has_process,
         job=job,
-        volumes=(report(flag=flag),),
+        volumes=(report(flag=flag, role=Role.PRIMARY if state.has_process else Role.SECONDARY),),
     )
 
 
@@ -102,6 +104,42 @@ def test_every_open_stage_knows_recovery_and_cancel(stage: Stage) -> None:
 def test_every_open_phase_of_the_others_knows_recovery(phases: object) -> None:
     for phase in phases.Phase:  # type: ignore[attr-defined]
         assert phase.ended or (phase, Recovered) in phases.TABLE  # type: ignore[attr-defined]
+
+
+def test_a_cancel_is_taken_before_the_commit_point_of_a_power_command_and_never_after_it() -> None:
+    after = {
+        drain: (drain.COMMIT_POINT, drain.Phase.POWER_READ, drain.Phase.POWER_PROBE),
+        power: (power.COMMIT_POINT, power.Phase.READ, power.Phase.PROBE),
+    }
+    before = {
+        drain: (drain.Phase.MOVING, drain.Phase.SURVEY, drain.Phase.POWER_CHECK),
+        power: (power.Phase.CHECK,),
+    }
+    request = DrainRequested(host="h1", power_off=True)
+    for phase in before[drain]:
+        state, _ = drain.step(
+            replace(drain.begin("op", request)[0], phase=phase, guests={}), CancelRequested()
+        )
+        assert state.phase is drain.Phase.UNDONE
+    for phase in after[drain]:
+        with pytest.raises(IllegalEvent):
+            drain.step(replace(drain.begin("op", request)[0], phase=phase), CancelRequested())
+    off, _ = power.begin("op", PowerRequested(host="h1", action="off"))
+    for phase in before[power]:
+        assert power.step(replace(off, phase=phase), CancelRequested())[0].phase is power.Phase.UNDONE
+    for phase in after[power]:
+        with pytest.raises(IllegalEvent):
+            power.step(replace(off, phase=phase), CancelRequested())
+
+
+def test_a_host_that_takes_guests_again_keeps_doing_so_when_its_undrain_is_cancelled() -> None:
+    request = UndrainRequested(host="h1", drain="op-1", power_on=False)
+    waiting, _ = undrain.begin("op", request)
+    assert not undrain.step(waiting, CancelRequested())[0].usable
+    moved = replace(request, restore=(MovedGuest(guest="u", name="db", now_on="h2"),))
+    restoring, _ = undrain.step(undrain.begin("op", moved)[0], HostChecked(reasons=()))
+    assert restoring.phase is undrain.COMMIT_POINT
+    assert undrain.step(restoring, CancelRequested())[0].usable
 
 
 def test_an_answer_to_another_question_is_illegal() -> None:

@@ -1,41 +1,148 @@
-"""An event loop in virtual time: sleeping costs nothing, order is deterministic, a deadlock is an error."""
+"""An event loop in virtual time: sleeping costs nothing, order is deterministic, a deadlock is an error.
+
+It knows processes: whatever is scheduled from within a `Life` belongs to it, and once that life is over
+none of it runs any more, not even a `finally`. That is what kill -9 does, between any two callbacks.
+No threads and no sockets: what would run in an executor without a loop of its own runs at once, inline.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import selectors
-from collections.abc import Coroutine
+import heapq
+from collections.abc import Callable, Coroutine, Iterable
+from contextvars import Context, ContextVar
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+EPSILON_S = 1e-9
+UNWIND_ROUNDS = 30
 
 
 class Deadlock(Exception):  # noqa: N818 - what it is
     """Nothing is scheduled and nothing can happen any more: some wait has no end."""
 
 
-class _Selector(selectors.SelectSelector):
-    loop: VirtualLoop
+@dataclass(eq=False)
+class Life:
+    """One process from its start to its death. `steps_left`: callbacks until `on_last_step` is called."""
 
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = super().select(0)
-        if not ready:
-            if timeout is None:
-                raise Deadlock("every task waits, and no timer runs")
-            self.loop.now_s += max(timeout, 0.0)
-        return ready
+    name: str
+    dead: bool = False
+    steps_left: int | None = None
+    on_last_step: Callable[[], None] = lambda: None
+    context: Context = field(default_factory=Context)
+    at_death: list[Callable[[], None]] = field(default_factory=list)
+    frozen: list[asyncio.Handle] = field(default_factory=list)  # what would have run since its end
+
+    def __post_init__(self) -> None:
+        self.context.run(LIFE.set, self)
+
+    def spawn(self, work: Coroutine[Any, Any, T], name: str = "") -> asyncio.Task[T]:
+        """Run `work` inside this process. A dead process runs nothing."""
+        loop = asyncio.get_running_loop()
+        return loop.create_task(work, name=name or self.name, context=self.context)
+
+    def end(self) -> None:
+        """From now on nothing of it runs. Safe to repeat."""
+        if not self.dead:
+            self.dead = True
+            for tell in self.at_death:
+                tell()
+
+    def thaw(self, loop: VirtualLoop) -> None:
+        """The run is over: let its coroutines be unwound."""
+        self.dead = False
+        loop._ready.extend(self.frozen)
+        self.frozen.clear()
+
+    def step(self) -> None:
+        """One of its callbacks has run."""
+        if self.steps_left is not None:
+            self.steps_left -= 1
+            if self.steps_left <= 0:
+                self.steps_left = None
+                self.on_last_step()
+
+
+LIFE: ContextVar[Life | None] = ContextVar("life", default=None)
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
+    """Replaces the heart of asyncio's loop (BaseEventLoop._run_once of Python 3.11) and keeps the rest."""
+
+    _ready: Any
+    _scheduled: Any
+    _stopping: bool
+
     def __init__(self) -> None:
         self.now_s = 1000.0
-        selector = _Selector()
-        super().__init__(selector)
-        selector.loop = self
-        self._clock_resolution = 1e-6
+        self.steps = 0
+        super().__init__()
 
     def time(self) -> float:
         return self.now_s
+
+    def _write_to_self(self) -> None:
+        """Nobody sleeps in a selector: there is nobody to wake."""
+
+    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        """Without an executor (asyncio.to_thread): at once. A given one must not use threads."""
+        if executor is not None:
+            return super().run_in_executor(executor, func, *args)
+        future: asyncio.Future[T] = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:  # handed over, as a thread would
+            future.set_exception(error)
+        return future
+
+    def _run_once(self) -> None:
+        ready, scheduled = self._ready, self._scheduled
+        while scheduled and scheduled[0]._cancelled:
+            heapq.heappop(scheduled)._scheduled = False
+        if not ready and not self._stopping:
+            if not scheduled:
+                raise Deadlock("every task waits, and no timer runs")
+            self.now_s = max(self.now_s, scheduled[0]._when)
+        end_s = self.now_s + EPSILON_S
+        while scheduled and scheduled[0]._when <= end_s:
+            handle = heapq.heappop(scheduled)
+            handle._scheduled = False
+            ready.append(handle)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if handle._cancelled:
+                continue
+            life = handle._context.get(LIFE)
+            if life is None:
+                handle._run()
+            elif life.dead:
+                life.frozen.append(handle)
+            else:
+                handle._run()
+                life.step()
+        self.steps += 1
+
+
+async def unwind(lives: Iterable[Life]) -> None:
+    """End every other task of the loop, those of dead processes too. For the end of a run."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    for life in lives:
+        life.thaw(loop)
+    here = asyncio.current_task()
+    for _ in range(UNWIND_ROUNDS):
+        left = [task for task in asyncio.all_tasks() if task is not here]
+        if not left:
+            return
+        for task in left:
+            task.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    for task in left:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
 
 
 def run(story: Coroutine[Any, Any, T], *, at_most_s: float = 100_000.0) -> T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from labkit.audit_outage import INTERVAL_NS, THRESHOLD_NS, OutageMeter
+from labkit.audit_outage import INTERVAL_NS, THRESHOLD_NS, GapMeter, OutageMeter
 
 MS = 1_000_000
 
@@ -74,3 +74,27 @@ def test_total_equals_what_is_left_of_every_long_gap(gaps_ms: list[int]) -> None
         expected += length if length > THRESHOLD_NS else 0
     assert meter.total_ns == expected
     assert len(meter.longest) <= 20
+
+
+def gaps(*times_ms: int) -> GapMeter:
+    meter = GapMeter()
+    for time_ms in times_ms:
+        meter.record(time_ms * MS)
+    return meter
+
+
+def test_the_longest_time_without_a_record() -> None:
+    assert gaps(1000, 1200, 3400, 3600).report(3700 * MS) == {"ack_gap_max_ms": 2200.0, "ack_gap_at": 1.2}
+
+
+def test_records_that_stop_are_a_gap_that_grows() -> None:
+    assert gaps(1000, 1200).report(9200 * MS) == {"ack_gap_max_ms": 8000.0, "ack_gap_at": 1.2}
+
+
+def test_no_gap_before_the_first_record() -> None:
+    assert GapMeter().report(9200 * MS)["ack_gap_max_ms"] == 0.0
+    assert gaps(5000).report(5000 * MS)["ack_gap_max_ms"] == 0.0
+
+
+def test_a_record_that_was_overtaken_does_not_make_a_gap() -> None:
+    assert gaps(1000, 1400, 1300, 1600).report(1600 * MS)["ack_gap_max_ms"] == 400.0

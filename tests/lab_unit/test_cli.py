@@ -60,7 +60,7 @@ def cold_lab() -> Iterator[None]:
     (layout.ROOT / "t").mkdir(parents=True)
     state.save(Lab(layout=NETNS, numbers={"web": 0}))
     yield
-    shutil.rmtree(layout.ROOT)
+    shutil.rmtree(layout.ROOT, ignore_errors=True)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,7 @@ def cold_lab() -> Iterator[None]:
         (["guest", "admit", "db", "--host", "h1"], 3, "lab t has no guest 'db': web"),
         (["audit", "report"], 3, "no audit is running (it was not started): `lab audit start` first"),
         (["--lab", "other", "status"], 3, "lab 'other' is not up: run `lab --lab other up` first"),
+        (["--lab", "other", *GUEST_ADD], 3, "lab 'other' is not up: run `lab --lab other up` first"),
         (["up"], 3, "lab 't' is already up, or was not taken down"),
     ],
 )
@@ -89,6 +90,18 @@ def test_what_cannot_be_done_is_refused_with_the_way_out(
     out, err = capsys.readouterr()
     assert out == ""
     assert said in err
+    assert not state.lock_path("other").exists(), "a refusal leaves nothing, not even a lock"
+
+
+def test_taking_down_needs_no_package(monkeypatch: pytest.MonkeyPatch, cold_lab: None) -> None:
+    monkeypatch.setattr(needs, "PROGRAMS", {"no-such-program": "some-package"})
+    assert cli.main(["--lab", "t", "status"]) == 3
+    assert cli.main(["--lab", "t", "down"]) == 0
+    assert not (layout.ROOT / "t").exists()
+
+
+def test_a_command_that_a_signal_ended_is_told_as_a_shell_does() -> None:
+    assert [cli.exit_code(code) for code in (0, 7, 255, -9, -15)] == [0, 7, 255, 137, 143]
 
 
 def test_guest_is_refused_on_machines_without_power() -> None:

@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from labkit import bmc, layout, mconsole, needs, process, sh, state, switch
+from labkit import bmc, instance, layout, mconsole, needs, process, sh, state, switch
 from labkit.layout import Layout
 from labkit.state import Lab
 
@@ -24,7 +25,7 @@ def own_root() -> Iterator[Path]:
     """The directory of instances (conftest.py put it apart), empty before and after."""
     layout.ROOT.mkdir(exist_ok=True)
     yield layout.ROOT
-    shutil.rmtree(layout.ROOT)
+    shutil.rmtree(layout.ROOT, ignore_errors=True)  # the last lock that is given back removes it
 
 
 def test_stat_line_is_read_behind_a_name_with_blanks_and_brackets() -> None:
@@ -146,8 +147,19 @@ def test_memory_that_does_not_fit_is_refused_with_a_way_out() -> None:
     assert needs.memory_reason(5120, 5120) is None
     reason = needs.memory_reason(LAYOUT.total_memory_mib, 3583)
     assert reason is not None
-    assert "3584 MiB in /dev/shm and 3583 MiB are free" in reason
-    assert "size=4096M" in reason
+    assert "3584 MiB of memory and 3583 MiB are available" in reason
+    assert "fewer --hosts" in reason
+
+
+def test_available_memory_is_what_the_kernel_says_and_nothing_is_none() -> None:
+    meminfo = "MemTotal:        8388608 kB\nMemFree:   1024 kB\nMemAvailable:    5243904 kB\n"
+    assert needs.parse_available_mib(meminfo) == 5121
+    assert needs.parse_available_mib("MemFree: 1024 kB\n") == 0
+    assert needs.available_memory_mib() > 0
+
+
+def test_memory_of_the_default_lab_fits_into_the_machine_that_the_readme_asks_for() -> None:
+    assert Layout("lab", 0, ("h1", "h2", "h3")).total_memory_mib <= 8192 - 2048, "2 GiB for everything else"
 
 
 def test_state_survives_a_round_trip_and_is_private(own_root: Path) -> None:
@@ -186,7 +198,6 @@ def test_who_waited_for_a_lock_that_its_holder_deletes_takes_the_new_one(own_roo
         waiter.start()
         waiter.join(0.2)  # it is waiting for the file that goes away now
         assert seen == []
-        state.lock_path("lab").unlink()
     waiter.join(5)
     assert seen == [True], "the second holder has to hold a file that others can see"
 
@@ -194,6 +205,91 @@ def test_who_waited_for_a_lock_that_its_holder_deletes_takes_the_new_one(own_roo
 def _enter(seen: list[bool]) -> None:
     with state.locked("lab"):
         seen.append(state.lock_path("lab").exists())
+
+
+def test_a_lock_without_an_instance_leaves_nothing(own_root: Path) -> None:
+    with state.locked("lab"):
+        assert state.lock_path("lab").exists()
+    assert not own_root.exists()
+    with pytest.raises(sh.LabRefusedError, match="is not up"), state.edit("lab"):
+        pass
+    assert not own_root.exists()
+
+
+def test_many_at_once_hold_a_lock_one_by_one(own_root: Path) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(50):
+            with state.locked("lab"):
+                inside.append(number)
+                most.append(len(inside))
+                inside.remove(number)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(30)
+    assert len(most) == 200
+    assert max(most) == 1
+    assert not own_root.exists()
+
+
+def test_what_a_killed_verb_left_running_is_found_and_ended(own_root: Path) -> None:
+    (own_root / "t").mkdir()
+    marked = {**os.environ, process.MARK: f"t/{process.HELPER_ROLE}"}
+    helper = subprocess.Popen(["sleep", "60"], env=marked)
+    other = subprocess.Popen(["sleep", "60"], env={**marked, process.MARK: f"u/{process.HELPER_ROLE}"})
+    try:
+        for _ in range(100):  # the mark shows once the exec is through
+            if process.kill_helpers("t") == [helper.pid]:
+                break
+            time.sleep(0.02)
+        assert helper.wait(5) == -signal.SIGKILL
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_mounts_of_an_instance_are_named_deepest_first_and_no_others(
+    own_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        f"30 1 0:5 / {own_root}/{name} rw - tmpfs x rw" for name in ("t/memory", "t/memory/x", "tt/memory")
+    ]
+    real = Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text", lambda self: "\n".join(lines) if self.name == "mountinfo" else real(self)
+    )
+    assert instance.mounts_below(own_root / "t") == [f"{own_root}/t/memory/x", f"{own_root}/t/memory"]
+    assert f"mount {own_root}/t/memory" in instance.leftovers("t")
+
+
+def test_netns_directory_is_given_back_only_by_whom_it_was_mounted(
+    own_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    netns_dir = tmp_path / "netns"
+    netns_dir.mkdir()
+    monkeypatch.setattr(switch, "NETNS_DIR", netns_dir)
+    monkeypatch.setattr(switch.os.path, "ismount", lambda path: path == netns_dir)
+    monkeypatch.setattr(switch, "run", lambda argv: (asked.append(argv), sh.Completed(0, "", ""))[1])
+    mark = own_root / ".netns-dir-is-ours"
+    switch.forget_netns_dir()
+    assert asked == [], "mounted by somebody else"
+    mark.touch()
+    (netns_dir / "theirs").touch()
+    switch.forget_netns_dir()
+    assert asked == [], "somebody else uses it now"
+    assert not mark.exists()
+    mark.touch()
+    (netns_dir / "theirs").unlink()
+    switch.forget_netns_dir()
+    assert asked == [["umount", str(netns_dir)]]
+    assert not mark.exists()
 
 
 def test_interrupted_lab_does_not_take_its_hosts_along(own_root: Path) -> None:

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from labkit import disks_iscsi, uml_image, uml_seed, uml_units
+from labkit import disks_iscsi, libvirt_conf, uml_image, uml_seed, uml_units
 from labkit.layout import Layout
 from labkit.sh import LabRefusedError
 from labkit.state import Lab
-from labkit.uml_host import MAX_UBD, command_line, free_ubd_slot, ubd_device
+from labkit.uml_host import MAX_UBD, UmlHost, command_line, free_ubd_slot, ubd_device
 
 LAYOUT = Layout(name="lab", slot=2, hosts=("h1", "h2"))
 FACTS = uml_seed.Facts(
@@ -36,6 +36,10 @@ def test_command_line_has_every_cable_with_gro_and_every_disk_in_its_slot() -> N
     assert [word for word in argv if word.startswith("ubd")][1:] == ["ubd2=/x/a.img", "ubd10=/x/b.img"]
     assert "mem=1536M" in argv
     assert "mem=512M" in command_line(LAYOUT, "s1", {}, [])
+
+
+def test_a_host_says_which_signal_ended_a_command() -> None:
+    assert UmlHost(LAYOUT, "h1").reach(["kill", "-9", "$$"])[-1] == "kill -9 '$$'; exit $?"
 
 
 def test_host_is_told_which_resources_were_removed_while_it_was_off() -> None:
@@ -148,3 +152,11 @@ def test_credentials_file_is_toml() -> None:
         "username": "h1",
         "password": "s3cret",
     }
+
+
+def test_an_arriving_guests_port_cannot_be_taken_by_a_connection() -> None:
+    """Seen under xargs -P 8: "Failed to find an available port: Address already in use"."""
+    first, last = libvirt_conf.MIGRATION_PORTS
+    assert f"migration_port_min = {first}\nmigration_port_max = {last}\n" in libvirt_conf.qemu(LAYOUT, "h1")
+    network = uml_units.files(LAYOUT, "h1")["etc/systemd/system/lab-network.service"]
+    assert f"echo {first}-{last} >/proc/sys/net/ipv4/ip_local_reserved_ports" in network

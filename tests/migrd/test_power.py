@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from agents.toml_config import ConfigError, parse
-from migrd.power import Bmc, Power, accepted, call_for, status_of
+from migrd.host_config import Bmc
+from migrd.power import Power, accepted, call_for, status_of
 from storage.errors import Unknown
 from storage.run import Completed, run
 from tests.migrd.bmc import PASSWORD, USER, BmcSim, bmc_sim

@@ -8,8 +8,8 @@ from agents.protocol import Preflight, PreflightReport
 from migrd.model import Cluster, Facts
 from migrd.preflight import Interviewer
 from storage.errors import Retryable
+from tests.core.vloop import run
 from tests.migrd.agent import ScriptedAgent
-from tests.migrd.virtual import run
 from tests.planner.build import cluster, host, lun
 
 LUN = lun("a")

@@ -14,8 +14,8 @@ from migrd.changes import Change
 from migrd.model import HostState
 from migrd.watch import ClusterView, WatchPolicy, backoff_s
 from storage.errors import Retryable
+from tests.core.vloop import run
 from tests.migrd.agent import ScriptedAgent, domain
-from tests.migrd.virtual import run
 
 
 class World:

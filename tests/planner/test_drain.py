@@ -93,6 +93,15 @@ def test_a_guest_placed_before_makes_room_and_the_books_stay_right() -> None:
     assert {blocker.name for blocker in plan.blockers} == {"z2"}
 
 
+def test_a_plan_names_who_is_stopped_and_who_stays() -> None:
+    before = three(
+        guest("stuck", "h1", blockers=("has a USB device",)), guest("idle", "h1", state=DomainState.SHUTOFF)
+    )
+    plan = plan_drain(before, "h1", all_yes(before), POLICY, allow_stop=["stuck"])
+    assert {uuid: plan.names[uuid] for uuid in plan.stops} == {"uuid-stuck": "stuck"}
+    assert {uuid: plan.names[uuid] for uuid in plan.stays} == {"uuid-idle": "idle"}
+
+
 def test_memory_of_a_move_in_flight_counts_whether_or_not_it_shows() -> None:
     before = cluster([host("h1"), host("h2", gib=8)], [guest("a", "h1", gib=4)])
     promise = Promise(guest="uuid-x", target="h2", memory_bytes=4 * GIB)

@@ -1,5 +1,6 @@
 """LUNs of QEMU's own initiator: secret first, credential never in argv, the LUN's own word (I9, I17)."""
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -159,6 +160,21 @@ async def test_prepare_never_trusts_an_old_answer(host):
     tools.hang = True
     with pytest.raises(Unknown):
         await driver.prepare(VOLUME, HANDOVER)
+
+
+async def test_both_questions_are_asked_at_once(host):
+    driver, tools, _, _ = host
+    asked = asyncio.Barrier(2)
+
+    async def together(argv, *, deadline_s, input=None, env=None) -> Completed:
+        await asyncio.wait_for(asked.wait(), 5)
+        return await Tools.__call__(tools, argv, deadline_s=deadline_s, input=input, env=env)
+
+    driver = IscsiQemuDriver(
+        in_use=None, secrets=Store(), run=together, chap_dir=host[3], check_portal=lambda portal: None
+    )
+    await driver.prepare(VOLUME, HANDOVER)
+    assert {words[0] for words in tools.calls} == {"iscsi-inq", "iscsi-readcapacity16"}
 
 
 def test_identity_of_a_real_lun():

@@ -1,5 +1,6 @@
 """Who is QEMU and who has a device open, from a /proc."""
 
+import asyncio
 import os
 import sys
 from pathlib import Path
@@ -52,7 +53,17 @@ async def test_a_qemu_that_is_still_dying_is_not_gone(tmp_path):
     """exit(2) drops the memory, and with it the command line, before it closes the disks."""
     process(tmp_path, 77, b"", stat_line("qemu-system-x86", "D", 1))
     with pytest.raises(Unknown, match="exiting"):
-        await QemuProcesses(proc=tmp_path, pause_s=0.001)(UUID)
+        await QemuProcesses(proc=tmp_path, dying_s=0.05)(UUID)
+
+
+async def test_a_qemu_that_has_just_died_costs_milliseconds(tmp_path):
+    """Every migration ends with one: with a fixed pause of 0.25 s, so much was added to the move."""
+    entry = process(tmp_path, 77, b"", stat_line("qemu-system-x86", "D", 1))
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    loop.call_later(0.01, lambda: (entry / "stat").write_text(stat_line("qemu-system-x86", "Z", 1)))
+    assert await QemuProcesses(proc=tmp_path)(UUID) is False
+    assert loop.time() - began_s < 0.15
 
 
 def test_what_dying_means():

@@ -109,8 +109,9 @@ def report(lab: Lab) -> dict[str, Any]:
         if disk is not None:
             # First the acknowledgements, then the disk: whatever is acknowledged by now must be there.
             boots, acks = audit_state.unpack_ledger(ask(lab.layout, f"ledger {name}"))
-            size = guests.guests(lab)[name]["record_size"]
-            figures.update(disk_verdict(disk, figures["host_port"], acks, boots, size))
+            known = guests.guests(lab)[name]
+            figures["records_per_s"] = known["records_per_s"]
+            figures.update(disk_verdict(disk, figures["host_port"], acks, boots, known["record_size"]))
     return found
 
 

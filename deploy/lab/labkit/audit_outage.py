@@ -33,6 +33,32 @@ class Outage:
         }
 
 
+class GapMeter:
+    """The longest time without a new record: a guest whose disk hangs still answers pings.
+
+    Feed it every record when it is acknowledged for the first time. Nothing counts before the first one.
+    """
+
+    def __init__(self) -> None:
+        self._last_ns: int | None = None
+        self._longest_ns = 0
+        self._longest_at_ns = 0
+
+    def record(self, time_ns: int) -> None:
+        """A record was acknowledged. One that was overtaken on its way changes nothing."""
+        self._longest_ns, self._longest_at_ns = self._until(time_ns)
+        self._last_ns = max(self._last_ns or 0, time_ns)
+
+    def report(self, now_ns: int) -> dict[str, Any]:
+        """Up to now; `ack_gap_at`, when it began, is seconds since the epoch."""
+        longest_ns, at_ns = self._until(now_ns)
+        return {"ack_gap_max_ms": round(longest_ns / 1e6, 1), "ack_gap_at": round(at_ns / 1e9, 3)}
+
+    def _until(self, time_ns: int) -> tuple[int, int]:
+        known = (self._longest_ns, self._longest_at_ns)
+        return known if self._last_ns is None else max(known, (time_ns - self._last_ns, self._last_ns))
+
+
 class OutageMeter:
     """Feed it every answer of one guest, in the order of arrival."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from labkit.audit_instances import InstanceCounter, Seen
-from labkit.audit_outage import OutageMeter
+from labkit.audit_outage import GapMeter, OutageMeter
 from labkit.audit_packets import Ack, Reply
 
 MAX_BOOTS = 65_000  # a ledger entry is an unsigned short
@@ -34,6 +34,7 @@ class GuestLog:
         self.guest = guest
         self.instances = InstanceCounter()
         self.outages = OutageMeter()
+        self.gaps = GapMeter()
         self.ports: dict[str, int] = {}  # port -> frames heard on it
         self.last_port: str | None = None
         self.boots: list[str] = []
@@ -47,7 +48,7 @@ class GuestLog:
         if isinstance(heard, Ack):
             self._port(port)
             self.instances.add(Seen(time_ns, port, heard.boot, heard.seq, heard.mono_ns))
-            self._note_ack(heard)
+            self._note_ack(heard, time_ns)
             self.memory_faults = max(self.memory_faults, heard.memory_faults)
         elif heard.roll_call:
             self.instances.answer(heard.seq, time_ns, port)
@@ -63,6 +64,7 @@ class GuestLog:
             "heard_twice": self.instances.heard_twice,
             "boots": len(self.boots),
             **self.outages.report(now_ns),
+            **self.gaps.report(now_ns),
             "acked": self.acked,
             "acked_again": self.acked_again,
             "memory_faults": self.memory_faults,
@@ -79,7 +81,7 @@ class GuestLog:
         self.last_port = port
         self.ports[port] = self.ports.get(port, 0) + 1
 
-    def _note_ack(self, ack: Ack) -> None:
+    def _note_ack(self, ack: Ack, time_ns: int) -> None:
         if ack.boot not in self.boots:
             if len(self.boots) >= MAX_BOOTS:
                 return
@@ -90,6 +92,7 @@ class GuestLog:
             self.acked_again += 1
         else:
             self.acked += 1
+            self.gaps.record(time_ns)
         self._ledger[ack.seq] = 1 + self.boots.index(ack.boot)
 
 

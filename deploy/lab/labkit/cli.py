@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from labkit import bmc, cli_deploy, cli_env, cli_guest, deploy, instance, needs, state, switch
+from labkit import bmc, cli_deploy, cli_env, cli_guest, deploy, instance, needs, process, state, switch
 from labkit import cli_words as words
 from labkit.cli_words import Answer, say
 from labkit.layout import NETWORKS, STORAGE_HOST, check_lab_name
@@ -34,8 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as bad:
         parser.error(str(bad))
     try:
-        needs.check()
+        process.mark_helpers(args.lab)
         answer: Answer = args.answer
+        # A package that was removed since `up` must not keep anybody from taking the lab down.
+        needs.check_rights() if answer is _down else needs.check()
         return answer(args)
     except LabRefusedError as refused:
         print(f"lab: {refused}", file=sys.stderr)
@@ -144,7 +146,12 @@ def _exec(args: argparse.Namespace) -> int:
     if reach is None:
         print(f"lab: {args.host} is off: {_way_on(args.host)}", file=sys.stderr)
         return RC_UNREACHABLE
-    return subprocess.call(reach, stdin=stdin)
+    return exit_code(subprocess.call(reach, stdin=stdin))
+
+
+def exit_code(returncode: int) -> int:
+    """What a shell says of a command: 128+N if signal N ended it."""
+    return 128 - returncode if returncode < 0 else returncode
 
 
 def _way_on(host: str) -> str:

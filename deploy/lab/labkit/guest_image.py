@@ -38,6 +38,7 @@ MODULES = (
 )
 WORKLOAD = Path(__file__).resolve().parent.parent / "workload"
 CHECKOUT = Path(__file__).resolve().parents[3]
+APT_OPTIONS = ("-o", "DPkg::Lock::Timeout=600", "-o", "Acquire::Retries=3")
 CFLAGS = ("-static", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
 
 _KERNEL_DEPENDENCY = re.compile(r"Depends:\s*(linux-image-\S+-cloud-amd64)")
@@ -86,21 +87,29 @@ def _kernel_root(cache: Path) -> Path:
     unpacked = sorted(cache.glob("linux-image-*-cloud-amd64"), key=lambda path: path.stat().st_mtime)
     if unpacked:
         return unpacked[-1]
-    package = _kernel_package()
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        # apt-get download writes to the working directory and has no option for another one.
-        must(["env", "-C", scratch, "apt-get", "download", "-q", package], deadline_s=300)
+        package = _kernel_package()
+        try:
+            _download(package, scratch)
+        except LabError:  # old lists name a version that the mirror has no more
+            package = _kernel_package(fresh=True)
+            _download(package, scratch)
         archive = next(Path(scratch).glob("*.deb"))
         must(["dpkg", "-x", str(archive), f"{scratch}/root"], deadline_s=120)
         Path(scratch, "root").rename(cache / package)
     return cache / package
 
 
-def _kernel_package() -> str:
+def _download(package: str, directory: str) -> None:
+    """`apt-get download` writes to the working directory and has no option for another one."""
+    must(["env", "-C", directory, "apt-get", "download", "-q", *APT_OPTIONS, package], deadline_s=300)
+
+
+def _kernel_package(*, fresh: bool = False) -> str:
     """The package that the metapackage points to now: linux-image-VERSION-cloud-amd64."""
     found = _KERNEL_DEPENDENCY.search(run(["apt-cache", "depends", KERNEL_META_PACKAGE]).stdout)
-    if found is None:
-        must(["apt-get", "update", "-q"], deadline_s=300)
+    if found is None or fresh:
+        must(["apt-get", "update", "-q", *APT_OPTIONS], deadline_s=300)
         found = _KERNEL_DEPENDENCY.search(must(["apt-cache", "depends", KERNEL_META_PACKAGE]))
     if found is None:
         raise LabError(f"apt knows no {KERNEL_META_PACKAGE}: are Debian's amd64 package lists there?")

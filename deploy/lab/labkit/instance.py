@@ -20,6 +20,8 @@ from labkit.state import Lab
 from labkit.uml_host import UmlHost, ssh_dir
 
 READY_DEADLINE_S = 180.0
+_UNMOUNT_DEADLINE_S = 5.0  # the last process of a killed machine lets go of its memory
+_MEMORY_SLACK_MIB = 64  # a UML kernel takes a little more than its mem=
 
 Report = Callable[[str], None]
 
@@ -33,6 +35,7 @@ def up(name: str, hosts: int, kind: HostKind, memory_mib: int, report: Report) -
     lab = _reserve(name, hosts, kind, memory_mib)
     layout = lab.layout
     report(f"lab {name}: {len(layout.machines)} {kind} hosts on {layout.subnet('management')}")
+    _mount_memory(layout)
     switch.up(layout)
     if kind == "netns":
         netns_host.up(lab)
@@ -66,27 +69,24 @@ def down(name: str) -> list[str]:
     """
     removed: list[str] = []
     with state.locked(name):
+        removed += [f"process {pid} of a verb that was killed" for pid in process.kill_helpers(name)]
         for _ in range(3):  # a BMC may be starting its host in this very moment
             found = process.owned(name)
             # BMCs first: nobody may press a power button while the hosts are taken away.
             for leader in sorted(found, key=lambda one: not one.role.startswith("bmc-")):
                 process.kill_session(leader.pid)
                 removed.append(f"process {leader.role}")
-        if Path("/run/netns", f"mlab-{name}").exists():
+        if (switch.NETNS_DIR / f"mlab-{name}").exists():
             _kill_namespace(name)
             removed.append(f"namespace mlab-{name}")
         switch.down(name)
-        netns_host.down(name)
         _unmount_below(names.ROOT / name)
         if state.exists(name):
             shutil.rmtree(names.ROOT / name)
             removed.append(str(names.ROOT / name))
-        state.lock_path(name).unlink()
     with state.slots_locked():
-        slots = state.lock_path("slots")
-        if list(names.ROOT.iterdir()) == [slots]:  # no other instance is there
-            slots.unlink()
-            names.ROOT.rmdir()
+        if not any(path.is_dir() for path in names.ROOT.iterdir()):  # no other instance is there
+            switch.forget_netns_dir()
     return removed
 
 
@@ -110,10 +110,11 @@ def _wait_ready(layout: Layout, started: float, report: Report) -> None:
 def leftovers(name: str) -> list[str]:
     """What of an instance is still on this machine; empty after `down`."""
     found = [f"process {one.pid} {one.role}" for one in process.owned(name)]
-    if Path("/run/netns", f"mlab-{name}").exists():
+    if (switch.NETNS_DIR / f"mlab-{name}").exists():
         found.append(f"namespace mlab-{name}")
-    if run(["ip", "link", "show", f"mlab-{name}"]).ok:
+    if Path("/sys/class/net", f"mlab-{name}").exists():
         found.append(f"link mlab-{name}")
+    found += [f"mount {path}" for path in mounts_below(names.ROOT / name)]
     if state.exists(name):
         found.append(str(names.ROOT / name))
     return found
@@ -129,7 +130,7 @@ def _reserve(name: str, hosts: int, kind: HostKind, memory_mib: int) -> Lab:
             )
         layout = Layout(name=name, slot=state.free_slot(), hosts=host_names, kind=kind, memory_mib=memory_mib)
         if kind == "uml" and (
-            reason := needs.memory_reason(layout.total_memory_mib, needs.free_memory_mib())
+            reason := needs.memory_reason(layout.total_memory_mib, needs.available_memory_mib())
         ):
             raise LabRefusedError(reason)
         layout.dir.mkdir(parents=True, mode=0o700)
@@ -143,23 +144,21 @@ def _reserve(name: str, hosts: int, kind: HostKind, memory_mib: int) -> Lab:
     return lab
 
 
+def _mount_memory(layout: Layout) -> None:
+    """The instance's own tmpfs: only memory that is free counts then, not the size of /dev/shm.
+
+    Without a size, as for netns hosts, whose guests' memory is ordinary memory, it may take half of it.
+    """
+    size = f"size={layout.total_memory_mib + _MEMORY_SLACK_MIB}M," if layout.kind == "uml" else ""
+    layout.memory_dir.mkdir()
+    must(["mount", "-t", "tmpfs", "-o", f"{size}mode=0700", f"mlab-{layout.name}", str(layout.memory_dir)])
+
+
 def _keys(lab: Lab) -> None:
     home = ssh_dir(lab.layout)
     home.mkdir(mode=0o700)
-    must(
-        [
-            "ssh-keygen",
-            "-q",
-            "-t",
-            "ed25519",
-            "-N",
-            "",
-            "-C",
-            f"lab {lab.name}",
-            "-f",
-            str(home / "id_ed25519"),
-        ]
-    )
+    kind = ["-t", "ed25519", "-N", "", "-C", f"lab {lab.name}"]
+    must(["ssh-keygen", "-q", *kind, "-f", str(home / "id_ed25519")])
 
 
 def _build_images(lab: Lab) -> None:
@@ -190,10 +189,17 @@ def _kill_namespace(name: str) -> None:
             os.kill(int(pid), 9)
 
 
-def _unmount_below(directory: Path) -> None:
-    """Unmount whatever is mounted below a directory, deepest first."""
+def mounts_below(directory: Path) -> list[str]:
+    """Mount points below a directory, deepest first."""
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    for mount in sorted((path for path in mounts if path.startswith(f"{directory}/")), reverse=True):
-        done = run(["umount", mount])
-        if not done.ok:
-            raise LabError(f"cannot unmount {mount}: {done.stderr.strip()}")
+    return sorted((path for path in mounts if path.startswith(f"{directory}/")), reverse=True)
+
+
+def _unmount_below(directory: Path) -> None:
+    """Unmount whatever is mounted below a directory; LabError if something holds on to a mount."""
+    end = time.monotonic() + _UNMOUNT_DEADLINE_S
+    for mount in mounts_below(directory):
+        while not (done := run(["umount", mount])).ok:
+            if time.monotonic() > end:
+                raise LabError(f"cannot unmount {mount}: {done.stderr.strip()}")
+            time.sleep(0.1)

@@ -67,6 +67,11 @@ class Layout:
         """All hosts that have power, the storage host first."""
         return (STORAGE_HOST, *self.hosts)
 
+    @property
+    def memory_dir(self) -> Path:
+        """A tmpfs of the instance's own: memory of UML hosts, upper layers of netns hosts."""
+        return self.dir / "memory"
+
     def host_dir(self, host: str) -> Path:
         """Root disk, console log and sockets of one host."""
         return self.dir / host

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from labkit.layout import Layout
 
+MIGRATION_PORTS = (49152, 49215)
+"""libvirt's own range. It lies within the kernel's ephemeral ports, so without a reservation any connection
+may take the port that an arriving QEMU is about to listen on ("Failed to find an available port")."""
+
+RESERVED_PORTS = "-".join(map(str, MIGRATION_PORTS))
+"""For net.ipv4.ip_local_reserved_ports (kernel, networking/ip-sysctl)."""
+
 
 def libvirtd(layout: Layout, uuid: str, host: str, log: str) -> str:
     """libvirtd.conf; `log` as in log_outputs ("journald", "file:PATH")."""
@@ -37,6 +44,6 @@ keepalive_interval = 2
 keepalive_count = 5
 migration_address = "{address}"
 migration_host = "{address}"
-migration_port_min = 49152
-migration_port_max = 49215
+migration_port_min = {MIGRATION_PORTS[0]}
+migration_port_max = {MIGRATION_PORTS[1]}
 """

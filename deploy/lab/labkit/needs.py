@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -28,6 +29,13 @@ PROGRAMS = {
     "ipmi_sim": "openipmi",
     "ipmitool": "ipmitool",
     "gcc": "gcc",
+    "tgtd": "tgt",
+    "tgtadm": "tgt",
+    "cpio": "cpio",
+    "busybox": "busybox-static",
+    "iscsi-inq": "libiscsi-bin",
+    "fence_ipmilan": "fence-agents",
+    "openssl": "openssl",
 }
 FILES = {
     "/lib/systemd/systemd": "systemd",
@@ -42,7 +50,15 @@ def check() -> None:
     programs = {program for program in PROGRAMS if shutil.which(program, path=path) is None}
     files = {name for name in FILES if not Path(name).exists()}
     tun = Path("/dev/net/tun").exists()
-    found = reasons(sys.platform, Path("/etc/debian_version").exists(), os.geteuid(), tun, programs, files)
+    _refuse(reasons(sys.platform, Path("/etc/debian_version").exists(), os.geteuid(), tun, programs, files))
+
+
+def check_rights() -> None:
+    """What taking a lab down needs, and no more: Linux and root."""
+    _refuse(reasons(sys.platform, True, os.geteuid(), True, set(), set()))
+
+
+def _refuse(found: list[str]) -> None:
     if found:
         raise LabRefusedError("the lab cannot run here:\n" + "\n".join(f"  - {reason}" for reason in found))
 
@@ -50,20 +66,25 @@ def check() -> None:
 def memory_reason(wanted_mib: int, free_mib: int) -> str | None:
     """Why the hosts' memory does not fit; None if it does. Pure.
 
-    UML keeps a host's memory in an unlinked file in /dev/shm and dies with SIGBUS when that is full.
+    UML keeps a host's memory in an unlinked file of a tmpfs: what has no room there dies with SIGBUS.
     """
     if wanted_mib <= free_mib:
         return None
     return (
-        f"the hosts need up to {wanted_mib} MiB in /dev/shm and {free_mib} MiB are free: fewer --hosts, less "
-        f"--memory, or `mount -o remount,size={wanted_mib + 512}M /dev/shm`"
+        f"the hosts need up to {wanted_mib} MiB of memory and {free_mib} MiB are available: fewer --hosts, "
+        f"less --memory, or end something else"
     )
 
 
-def free_memory_mib() -> int:
-    """Room left in /dev/shm."""
-    found = os.statvfs("/dev/shm")
-    return found.f_bavail * found.f_frsize // (1024 * 1024)
+def available_memory_mib() -> int:
+    """What can be taken without swapping, as the kernel estimates it."""
+    return parse_available_mib(Path("/proc/meminfo").read_text())
+
+
+def parse_available_mib(meminfo: str) -> int:
+    """MemAvailable of /proc/meminfo (proc(5), kB) in MiB; 0 if it is not there."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo, re.MULTILINE)
+    return int(found[1]) // 1024 if found else 0
 
 
 def reasons(

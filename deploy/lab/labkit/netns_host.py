@@ -1,19 +1,18 @@
 """A lab host that is a set of namespaces of this machine: fast, shares the kernel, only `iscsi-qemu` disks.
 
 One PID namespace per host, so a power cut is one SIGKILL; an overlay over this machine's `/` as its
-root, whose upper layer in /dev/shm survives a power cycle; its own libvirtd, or tgtd on the storage host.
+root, whose upper layer (a tmpfs) survives a power cycle; its own libvirtd, or tgtd on the storage host.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from labkit import guest_image, hosts, netns_init, netns_seed, process, sh, switch
+from labkit import guest_image, hosts, libvirt_conf, netns_init, netns_seed, process, sh, switch
 from labkit.hosts import HostKind
 from labkit.layout import NETWORKS, STORAGE_HOST, Layout
 from labkit.sh import Completed, LabError, LabRefusedError
@@ -27,11 +26,6 @@ _ENV = {
     "HOME": "/root",
     "LANG": "C.UTF-8",
 }
-
-
-def memory_dir(lab_name: str) -> Path:
-    """Upper layers of the hosts' roots. A tmpfs, because overlayfs refuses an upper inside its own lower."""
-    return Path("/dev/shm", f"migrd-lab-{lab_name}")
 
 
 def disks_dir(layout: Layout) -> Path:
@@ -55,8 +49,8 @@ class NetnsHost:
 
     @property
     def upper(self) -> Path:
-        """What the host has written: the upper layer of its root."""
-        return memory_dir(self.layout.name) / self.name / "upper"
+        """What the host has written. On a tmpfs: overlayfs refuses an upper layer inside its own lower."""
+        return self.layout.memory_dir / self.name / "upper"
 
     def prepare(self) -> None:
         """Fill the upper layer of a new host. Once per life of the lab, before the first `start`."""
@@ -157,6 +151,7 @@ class NetnsHost:
             cables=list(NETWORKS),
             binds=[*foreign_mounts(), *([str(disks_dir(self.layout))] if storage else [])],
             run_dirs=["tgtd"] if storage else ["libvirt", "lock"],
+            reserved_ports=libvirt_conf.RESERVED_PORTS,
             daemon=tgtd if storage else ["libvirtd", "--listen"],
         )
 
@@ -231,11 +226,6 @@ def up(lab: Lab) -> None:
         host.start()
     for host in machines:
         host.wait_ready(60)
-
-
-def down(lab_name: str) -> None:
-    """Remove what a netns lab keeps outside its directory. After its processes have been killed."""
-    shutil.rmtree(memory_dir(lab_name), ignore_errors=True)
 
 
 def host(lab: Lab, name: str) -> NetnsHost:

@@ -33,6 +33,7 @@ class InitConfig:
     cables: list[str]  # interface names to wait for
     binds: list[str]  # paths that stay this machine's own
     run_dirs: list[str]  # directories to make under /run
+    reserved_ports: str  # kept from outgoing connections
     daemon: list[str]  # kept running
 
     def write(self, path: Path) -> None:
@@ -53,6 +54,7 @@ def main(path: str) -> None:
     make_root(config)
     for name in config.run_dirs:
         Path("/run", name).mkdir(parents=True, exist_ok=True)
+    Path("/proc/sys/net/ipv4/ip_local_reserved_ports").write_text(config.reserved_ports)
     _wait_for_cables(config.cables)
     _do("ip", "-batch", "/etc/lab/network.batch")
     keep_running(config.daemon)

@@ -7,6 +7,7 @@ instant of an exec when /proc shows no environment; the mark finds what a crash 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from labkit.layout import ROOT
 from labkit.sh import LabError
 
 MARK = "MIGRD_LAB_OWNED"
+HELPER_ROLE = "helper"  # what a verb of the lab runs and waits for
 SSH_ROLE = "ssh-"  # and the host's address: the shared connections that ssh leaves behind (ControlPersist)
 _KILL_DEADLINE_S = 10.0
 _POLL_S = 0.02
@@ -65,6 +67,29 @@ def owned(lab: str) -> list[Owned]:
         if role is not None and "/" not in role and _session(int(entry.name)) == int(entry.name):
             found.append(Owned(int(entry.name), role))
     return found
+
+
+def mark_helpers(lab: str) -> None:
+    """Whatever this process runs from now on carries the lab's mark."""
+    os.environ[MARK] = f"{lab}/{HELPER_ROLE}"
+
+
+def kill_helpers(lab: str) -> list[int]:
+    """End what a verb that was killed left running (mke2fs, ssh ...); returns the pids.
+
+    It would go on making things while they are taken away.
+    """
+    found = [int(entry.name) for entry in Path("/proc").iterdir() if _is_helper(entry, lab)]
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return found
+
+
+def _is_helper(entry: Path, lab: str) -> bool:
+    if not entry.name.isdigit() or int(entry.name) == os.getpid():
+        return False
+    return _role(entry, lab) == HELPER_ROLE and start_time(int(entry.name)) is not None
 
 
 def find(lab: str, role: str) -> int | None:
@@ -119,11 +144,14 @@ def _role(entry: Path, lab: str) -> str | None:
         title = (entry / "cmdline").read_bytes()
     except OSError:
         return None  # ended in the meantime
+    ssh = parse_ssh_title(title.decode(errors="replace"), lab)
+    if ssh is not None:
+        return ssh  # what is left of its environment says that a verb started it
     prefix = f"{MARK}={lab}/".encode()
     for item in environment.split(b"\0"):
         if item.startswith(prefix):
             return item[len(prefix) :].decode()
-    return parse_ssh_title(title.decode(errors="replace"), lab)
+    return None
 
 
 def parse_ssh_title(title: str, lab: str) -> str | None:

@@ -5,6 +5,7 @@ Everything else (is a host on, is a tap in its bridge) is asked of the machine, 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -102,6 +103,7 @@ def save(lab: Lab) -> None:
 @contextmanager
 def edit(name: str) -> Iterator[Lab]:
     """Read, change and write the state while no other lab process can; not written if the body raises."""
+    load(name)  # refused here, nothing is made: not even a lock
     with locked(name):
         lab = load(name)
         yield lab
@@ -112,17 +114,41 @@ def edit(name: str) -> Iterator[Lab]:
 def locked(name: str) -> Iterator[None]:
     """Hold the lock of one instance. It lies beside the instance's directory, so `down` may hold it too.
 
-    `down` deletes the lock's file while it holds it: whoever waited for that file looks for the new one.
+    Where there is no instance when the lock is given back, its file goes too, and the directory of all
+    instances if nothing else is in it: whoever waited for that file looks for the new one.
     """
+    with _lock(name):
+        try:
+            yield
+        finally:
+            if not exists(name):
+                lock_path(name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # others are there
+                    names.ROOT.rmdir()
+
+
+@contextmanager
+def _lock(name: str) -> Iterator[None]:
     path = lock_path(name)
     while True:
-        names.ROOT.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as lock:
+        try:
+            names.ROOT.mkdir(parents=True, exist_ok=True)
+            lock = path.open("w")
+        except (FileNotFoundError, FileExistsError):
+            continue  # somebody gave the last lock back, and the directory with it, in this instant
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists() or path.stat().st_ino != os.fstat(lock.fileno()).st_ino:
+            if not _is_at(path, lock.fileno()):
                 continue
             yield
             return
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return path.stat().st_ino == os.fstat(descriptor).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def lock_path(name: str) -> Path:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from pathlib import Path
 
+from labkit import layout as names
 from labkit.layout import NETWORKS, Layout, Network
 from labkit.sh import LabError, must, run
+
+NETNS_DIR = Path("/run/netns")  # of ip-netns(8)
 
 
 def machine_link(layout: Layout) -> str:
@@ -27,6 +32,8 @@ def batch(layout: Layout, lines: list[str]) -> None:
 
 def up(layout: Layout) -> None:
     """Make the namespace, the bridges and the addresses of this machine and of the observer."""
+    if not os.path.ismount(NETNS_DIR):
+        _netns_mark().touch()  # `ip netns add` mounts the directory onto itself and never unmounts it
     must(["ip", "netns", "add", layout.namespace])
     lines = ["link set lo up"]
     for network in NETWORKS:
@@ -96,5 +103,22 @@ def down(layout_name: str) -> None:
     """Remove the namespace with all it holds, and this machine's link. Fine when there is none."""
     namespace = f"mlab-{layout_name}"
     run(["ip", "link", "del", f"mlab-{layout_name}"])
-    if Path("/run/netns", namespace).exists():
+    if (NETNS_DIR / namespace).exists():
         must(["ip", "netns", "del", namespace])
+
+
+def forget_netns_dir() -> None:
+    """Give /run/netns back if a lab was the first to need it and nobody needs it now.
+
+    To be called under the lock of the slots, when no instance is left.
+    """
+    if not _netns_mark().exists():
+        return
+    if os.path.ismount(NETNS_DIR) and not any(NETNS_DIR.iterdir()) and run(["umount", str(NETNS_DIR)]).ok:
+        with contextlib.suppress(OSError):
+            NETNS_DIR.rmdir()
+    _netns_mark().unlink()
+
+
+def _netns_mark() -> Path:
+    return names.ROOT / ".netns-dir-is-ours"

@@ -134,7 +134,7 @@ class UmlHost:
             lab=self.layout.name,
             role=self.name,
             log=self.dir / "console.log",
-            env={"HOME": str(self.dir), "TMPDIR": "/dev/shm"},
+            env={"HOME": str(self.dir), "TMPDIR": str(self.layout.memory_dir)},
         )
 
     def kill(self) -> None:
@@ -149,9 +149,13 @@ class UmlHost:
         return sh.run(self.reach(argv), input=input, deadline_s=deadline_s)
 
     def reach(self, argv: Sequence[str]) -> list[str]:
-        """Local command that runs argv on the host."""
+        """Local command that runs argv on the host.
+
+        The shell there stays to say 128+N for a command that a signal ended: ssh itself would answer 255,
+        as for a host that it cannot reach.
+        """
         target = f"root@{self.layout.host_address(self.name, 'management')}"
-        return ["ssh", *ssh_options(self.layout), target, "--", shlex.join(argv)]
+        return ["ssh", *ssh_options(self.layout), target, "--", f"{shlex.join(argv)}; exit $?"]
 
     def must(self, argv: Sequence[str], *, input: bytes | None = None, deadline_s: float = 60) -> str:
         """Like `run` for commands that have to succeed: returns stdout, raises LabError otherwise."""

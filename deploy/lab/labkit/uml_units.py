@@ -6,6 +6,7 @@ Every process costs a UML host tens of milliseconds, so a boot of a few seconds 
 from __future__ import annotations
 
 from labkit.layout import STORAGE_HOST, Layout
+from labkit.libvirt_conf import RESERVED_PORTS
 
 MASKED = (
     "apparmor.service",
@@ -56,7 +57,8 @@ _COMMON = ("lab-network.service", "ssh.service")
 _HOST = ("iscsid.service", "lab-drbd.service", "libvirtd.service")
 _STORAGE = ("rtslib-fb-targetctl.service",)
 
-_NETWORK = """[Unit]
+# One process for both, since each costs a UML host tens of milliseconds.
+_NETWORK = f"""[Unit]
 Description=Lab networks: management, storage, guests
 DefaultDependencies=no
 After=systemd-modules-load.service
@@ -66,7 +68,8 @@ Before=network.target network-online.target
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/usr/sbin/ip -batch /etc/lab/network.batch
+ExecStart=/bin/sh -c 'echo {RESERVED_PORTS} >/proc/sys/net/ipv4/ip_local_reserved_ports; \\
+ exec /usr/sbin/ip -batch /etc/lab/network.batch'
 
 [Install]
 WantedBy=multi-user.target

@@ -1,0 +1,125 @@
+"""The liveness half of a run: every fault has healed, and an operator does what parked operations ask for.
+
+Strict: a parked operation is resumed a few times, then cancelled; guests that a power cut has stopped are
+started by hand, once no operation works on them, where a current copy of their disks is. What is still open
+after that never ends, and that is a failure of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from migrd.operations import Operation, OperationState
+from storage.errors import Refused
+from storage.words import DrbdVolume
+from tests.sim.drbd import Resource
+from tests.sim.sim import Sim
+from tests.sim.world import Guest
+
+ROUNDS = 10
+RESUMES = 4  # rounds in which parked operations are resumed; cancelled from then on
+QUIET_AT_MOST_S = 900.0  # back-offs, lost contact and twice UNKNOWN_LOOKS
+READY_AT_MOST_S = 90.0
+
+
+async def converge(sim: Sim) -> None:
+    """Heal everything, then work until every operation has ended. Raises BrokenError."""
+    sim.heal()
+    if not await sim.until(lambda: _ready(sim), at_most_s=READY_AT_MOST_S):
+        sim.trace.violate("I16", "the cluster does not come up after all faults have healed")
+        sim.check()
+    for number in range(ROUNDS):
+        sim.start_daemon()
+        if not await sim.until(lambda: _quiet(sim), at_most_s=QUIET_AT_MOST_S):
+            told = "; ".join(f"{o.id} {o.kind} is {o.state}" for o in sim.open_operations())
+            sim.trace.violate("I20", f"neither ended nor parked after {QUIET_AT_MOST_S:g} s: {told}")
+            sim.check()
+        await start_stopped(sim)
+        parked = sim.open_operations()
+        if not parked and not _stopped(sim):
+            break
+        for each in _roots(parked):
+            await _wish(sim, each, cancel=number >= RESUMES)
+        await sim.pass_time(3.0)
+    await sim.until(lambda: _settled(sim), at_most_s=30.0)
+
+
+def _ready(sim: Sim) -> bool:
+    booted = all(m.booted or m.name in sim.bmcs.off_by_migrd for m in sim.world.machines.values())
+    return booted and sim.controller is not None and all(r.connected for r in _wanted(sim))
+
+
+def _wanted(sim: Sim) -> list[Resource]:
+    """Resources whose two hosts have power."""
+    up = {m.name for m in sim.world.machines.values() if m.booted}
+    return [r for r in sim.world.resources.values() if set(r.replicas) <= up]
+
+
+def _quiet(sim: Sim) -> bool:
+    """Nothing is in flight: what is open is parked, or waits for a parked child."""
+    if sim.controller is None:
+        return False
+    parked = {o.id for o in sim.open_operations() if o.state is OperationState.PARKED}
+    return all(
+        o.id in parked or (o.children and any(child in parked for child in o.children) and not _busy(sim, o))
+        for o in sim.open_operations()
+    )
+
+
+def _busy(sim: Sim, parent: Operation) -> bool:
+    return any(o.parent == parent.id and o.state is not OperationState.PARKED for o in sim.open_operations())
+
+
+def _settled(sim: Sim) -> bool:
+    world = sim.world
+    still = any(m.ending for m in world.machines.values()) or any(r.syncing for r in world.resources.values())
+    return not still and not any(a.running_attempts() for a in sim.agents.values() if a.alive)
+
+
+def _roots(operations: Iterable[Operation]) -> list[Operation]:
+    """Parents first: they resume their children by themselves."""
+    known = {o.id for o in operations}
+    return [o for o in operations if o.parent not in known and o.state is OperationState.PARKED] + [
+        o for o in operations if o.parent in known and o.state is OperationState.PARKED
+    ]
+
+
+async def _wish(sim: Sim, operation: Operation, *, cancel: bool) -> None:
+    found = sim.operation(operation.id)
+    if found is None or found.state is not OperationState.PARKED:
+        return
+    try:
+        await (sim.cancel(operation.id) if cancel else sim.resume(operation.id))
+    except Refused:
+        return  # it went on by itself meanwhile
+
+
+def _stopped(sim: Sim) -> list[Guest]:
+    """Guests that a fault has stopped, or that stopped with consent and have to run again."""
+    return [
+        guest
+        for guest in sim.world.guests.values()
+        if guest.uuid in sim.world.excused
+        and not any(m.has_process(guest.uuid) for m in sim.world.machines.values())
+    ]
+
+
+async def start_stopped(sim: Sim) -> None:
+    """`virsh start` by an operator, for guests that no operation works on."""
+    for guest in _stopped(sim):
+        if any(o.guest == guest.uuid for o in sim.open_operations()):
+            continue
+        for host, machine in sim.world.machines.items():
+            if machine.booted and guest.uuid in machine.domains and _current(sim, host, guest):
+                sim.world.start_by_hand(host, guest.uuid)
+                break
+    await sim.pass_time(1.0)
+
+
+def _current(sim: Sim, host: str, guest: Guest) -> bool:
+    for volume in guest.volumes:
+        if isinstance(volume, DrbdVolume):
+            resource = sim.world.resources[volume.name]
+            if host not in resource.replicas or not resource.mine(host).up or not resource.current(host):
+                return False
+    return True

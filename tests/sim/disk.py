@@ -1,0 +1,119 @@
+"""The disks of the simulated machines: databases that outlive their process, writes that take time or fail.
+
+Real SQLite, in memory, one connection per path, handed out again to the next life. What a database function
+does is one callback of the loop, so a process dies before it or after it, never within.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import random
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+Fault = Literal["", "full", "io"]
+_WORDS = {"full": "database or disk is full", "io": "disk I/O error"}
+
+
+class Database(sqlite3.Connection):
+    """Lives on a Disk. Closing it gives up the process's handle only."""
+
+    disk: Disk
+    path: str
+
+    def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+        if sql[:6].upper() != "COMMIT":
+            return super().execute(sql, parameters)
+        self.disk.before_commit(self.path)
+        if self.disk.fault:
+            raise sqlite3.OperationalError(_WORDS[self.disk.fault])
+        cursor = super().execute(sql)
+        self.disk.after_commit(self.path, self)
+        return cursor
+
+    def close(self) -> None:
+        """Its owner has gone; the next one rolls back what was left open, as recovery does."""
+
+
+class Disk:
+    """Of one machine. `fault`: every COMMIT fails. Hooks are told of commits, with the database's path."""
+
+    def __init__(self) -> None:
+        self.fault: Fault = ""
+        self.before_commit: Callable[[str], None] = lambda _path: None
+        self.after_commit: Callable[[str, sqlite3.Connection], None] = lambda _path, _database: None
+        self._databases: dict[str, Database] = {}
+
+    def connect(self, path: Path) -> sqlite3.Connection:
+        """See agents.ledger.Connect, migrd.journal.Connect."""
+        name = str(path)
+        found = self._databases.get(name)
+        if found is None:
+            found = sqlite3.connect(
+                ":memory:", isolation_level=None, check_same_thread=False, factory=Database
+            )
+            found.disk, found.path = self, name
+            self._databases[name] = found
+        if found.in_transaction:
+            found.execute("ROLLBACK")
+        return found
+
+    def connect_again(self, path: Path) -> sqlite3.Connection:
+        """For an observer: the same connection, in whatever transaction it is."""
+        return self._databases[str(path)]
+
+    @staticmethod
+    def lock(_path: Path) -> TextIO:
+        """One daemon at a time is the harness's affair: the kernel frees the lock of a dead one."""
+        return io.StringIO()
+
+    def erase(self) -> None:
+        """The run is over."""
+        for database in self._databases.values():
+            sqlite3.Connection.close(database)
+        self._databases.clear()
+
+
+class DiskExecutor(Executor):
+    """One worker without a thread: a function runs after the write's latency, its result comes later still.
+
+    Its timers belong to the process that asked: a process that is killed meanwhile writes nothing.
+    """
+
+    def __init__(self, rng: random.Random, latency_s: float) -> None:
+        self._rng = rng
+        self._latency_s = latency_s
+        self._free_s = 0.0
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        loop = asyncio.get_running_loop()
+        future: Future[Any] = Future()
+        begins_s = max(loop.time(), self._free_s)
+        written_s = begins_s + self._latency_s * (0.2 + self._rng.random())
+        self._free_s = told_s = written_s + self._latency_s * 0.2
+
+        def work() -> None:
+            result, error = None, None
+            try:
+                result = fn(*args, **kwargs)
+            except Exception as caught:  # handed over, as a thread would
+                error = caught
+            loop.call_at(told_s, tell, result, error)
+
+        def tell(result: Any, error: Exception | None) -> None:
+            if future.cancelled():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        loop.call_at(written_s, work)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """There is nothing to join."""

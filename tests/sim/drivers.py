@@ -1,0 +1,233 @@
+"""Storage drivers over the world's physics, with the guards of the real ones. See storage.driver.Driver."""
+
+from __future__ import annotations
+
+from storage.driver import Driver
+from storage.errors import Failed, Refused, Retryable
+from storage.words import (
+    Handover,
+    Health,
+    Role,
+    Side,
+    Volume,
+    VolumeReport,
+    WindowOptions,
+)
+from tests.sim.drbd import Resource
+from tests.sim.host import CALL_S, TOOL_S, Host
+
+LUN_BYTES = 1 << 30
+
+
+class SimDrbd:
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def _of(self, volume: Volume) -> Resource:
+        resource = self._host.world.resources.get(volume.name)
+        if resource is None or self._host.name not in resource.replicas:
+            raise Refused(f"{volume.name} is not in the DRBD configuration of this host ({self._host.name})")
+        return resource
+
+    async def volumes(self) -> tuple[Volume, ...]:
+        await self._host.pause(CALL_S)
+        found = self._host.world.resources.values()
+        return tuple(resource.volume for resource in found if self._host.name in resource.replicas)
+
+    async def reach(self, volume: Volume) -> tuple[str, ...]:
+        await self._host.pause(CALL_S)
+        try:
+            return self._of(volume).problems(self._host.name)
+        except Refused as error:
+            return tuple(error.reasons)
+
+    async def inspect(self, volume: Volume) -> VolumeReport:
+        await self._host.pause(CALL_S)
+        return self._of(volume).report(self._host.name)
+
+    async def prepare(self, volume: Volume, handover: Handover) -> None:
+        await self._host.pause(TOOL_S)
+        resource = self._of(volume)
+        reasons = list(resource.problems(self._host.name))
+        role = resource.mine(self._host.name).role
+        if handover.side is Side.TARGET and role is not Role.SECONDARY:
+            reasons.append(f"{volume.name}: this host, the target, is {role}, not secondary")
+        if reasons:
+            raise Refused(*reasons)
+
+    async def open_window(self, volume: Volume, handover: Handover) -> WindowOptions:
+        resource, name = self._of(volume), self._host.name
+        before = WindowOptions(volume=volume.name, allow_two_primaries=False)
+        if resource.mine(name).flag:
+            return before
+        if reasons := resource.problems(name):
+            raise Refused(*reasons)
+        await self._flag(resource, allowed=True)
+        return before
+
+    async def acquire(self, volume: Volume, handover: Handover) -> None:
+        resource, name = self._of(volume), self._host.name
+        mine, peer = resource.mine(name), resource.peer(name)
+        if mine.up and mine.role is Role.PRIMARY:
+            return
+        reasons = list(resource.problems(name))
+        if not mine.flag and not (resource.connected and peer.role is Role.SECONDARY):
+            reasons.append(f"{volume.name}: the peer is or may be primary, and two are not allowed")
+        if reasons:
+            raise Refused(*reasons)
+        refused = await self._host.tool(f"promote {volume.name}", lambda: self._promote(resource))
+        if refused:
+            raise Failed(f"{volume.name} could not be promoted: {refused}")
+
+    def _promote(self, resource: Resource) -> str:
+        name, world = self._host.name, self._host.world
+        if not resource.current(name):
+            world.trace.violate("I7", f"{resource.name} is promoted on {name}, a stale copy")
+        refused = resource.promote(name)
+        world.changed(name, f"promotes {resource.name}: {refused or 'done'}")
+        return refused
+
+    async def release(self, volume: Volume, handover: Handover) -> None:
+        resource, name = self._of(volume), self._host.name
+        await self._host.pause(CALL_S)
+        if not resource.mine(name).up or resource.mine(name).role is Role.SECONDARY:
+            return
+        if await self._host.in_use(handover.domain_uuid):
+            raise Refused(f"{volume.name}: QEMU of domain {handover.domain_uuid} still exists on this host")
+        refused = await self._host.tool(f"demote {volume.name}", lambda: self._demote(resource))
+        if refused:
+            raise Retryable(f"{volume.name} could not be demoted: {refused}")
+
+    def _demote(self, resource: Resource) -> str:
+        name, world = self._host.name, self._host.world
+        owner = world.owner(resource.name)
+        open_by = f"QEMU of {owner.name}" if self._host.machine.has_process(owner.uuid) else ""
+        refused = resource.demote(name, open_by=open_by)
+        world.changed(name, f"demotes {resource.name}: {refused or 'done'}")
+        return refused
+
+    async def close_window(self, volume: Volume, handover: Handover, before: WindowOptions | None) -> None:
+        resource, name = self._of(volume), self._host.name
+        await self._host.pause(CALL_S)
+        mine, peer = resource.mine(name), resource.peer(name)
+        if not mine.up or not mine.flag or (before is not None and before.allow_two_primaries):
+            return
+        if resource.connected and mine.role is peer.role is Role.PRIMARY:
+            raise Refused(f"{volume.name} is primary on both hosts: demote one")
+        await self._flag(resource, allowed=False)
+
+    async def _flag(self, resource: Resource, *, allowed: bool) -> None:
+        name, world = self._host.name, self._host.world
+
+        def put() -> str:
+            refused = resource.set_flag(name, allowed=allowed)
+            world.changed(name, f"two primaries of {resource.name} -> {allowed}: {refused or 'done'}")
+            return refused
+
+        word = "allow" if allowed else "disallow"
+        refused = await self._host.tool(f"{word} two {resource.name}", put)
+        if refused:
+            raise Retryable(f"{resource.name}: {refused}")
+
+
+class SimIscsi:
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    async def volumes(self) -> tuple[Volume, ...]:
+        await self._host.pause(CALL_S)
+        guests = self._host.world.guests.values()
+        return tuple(v for g in guests for v in g.volumes if v.name in self._host.machine.sessions)
+
+    async def reach(self, volume: Volume) -> tuple[str, ...]:
+        await self._host.pause(CALL_S)
+        return ()
+
+    async def inspect(self, volume: Volume) -> VolumeReport:
+        await self._host.pause(CALL_S)
+        there = volume.name in self._host.machine.sessions
+        return VolumeReport(
+            volume=volume,
+            role=Role.ATTACHED if there else Role.DETACHED,
+            health=Health.OK if there else Health.UNREACHABLE,
+            identity=self._host.world.identity(self._host.name, volume) if there else None,
+            size_bytes=LUN_BYTES if there else None,
+            problems=() if there else (f"{volume.name}: no session",),
+        )
+
+    async def prepare(self, volume: Volume, handover: Handover) -> None:
+        await self._host.pause(CALL_S)
+        if volume.name not in self._host.machine.sessions:
+            await self._host.tool(f"login {volume.name}", lambda: self._session(volume, there=True))
+
+    def _session(self, volume: Volume, *, there: bool) -> str:
+        sessions, name = self._host.machine.sessions, self._host.name
+        if there:
+            sessions.add(volume.name)
+        else:
+            sessions.discard(volume.name)
+        self._host.world.changed(name, f"{'logs in to' if there else 'logs out of'} {volume.name}")
+        return ""
+
+    async def open_window(self, volume: Volume, handover: Handover) -> WindowOptions | None:
+        return None
+
+    async def acquire(self, volume: Volume, handover: Handover) -> None:
+        await self._host.pause(CALL_S)
+        if volume.name not in self._host.machine.sessions:
+            raise Refused(f"{volume.name}: no session on this host")
+
+    async def release(self, volume: Volume, handover: Handover) -> None:
+        await self._host.pause(CALL_S)
+        if volume.name not in self._host.machine.sessions:
+            return
+        if await self._host.in_use(handover.domain_uuid):
+            raise Refused(f"{volume.name}: QEMU of domain {handover.domain_uuid} still exists on this host")
+        await self._host.tool(f"logout {volume.name}", lambda: self._session(volume, there=False))
+
+    async def close_window(self, volume: Volume, handover: Handover, before: WindowOptions | None) -> None:
+        """Nothing was opened."""
+
+
+class SimIscsiQemu:
+    """QEMU logs in by itself: nothing is held and nothing is done here."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    async def volumes(self) -> tuple[Volume, ...]:
+        return ()
+
+    async def reach(self, volume: Volume) -> tuple[str, ...]:
+        await self._host.pause(CALL_S)
+        return ()
+
+    async def inspect(self, volume: Volume) -> VolumeReport:
+        await self._host.pause(CALL_S)
+        return VolumeReport(
+            volume=volume,
+            role=Role.ATTACHED,
+            health=Health.OK,
+            identity=self._host.world.identity(self._host.name, volume),
+            size_bytes=LUN_BYTES,
+        )
+
+    async def prepare(self, volume: Volume, handover: Handover) -> None:
+        await self._host.pause(TOOL_S)
+
+    async def open_window(self, volume: Volume, handover: Handover) -> WindowOptions | None:
+        return None
+
+    async def acquire(self, volume: Volume, handover: Handover) -> None:
+        await self._host.pause(CALL_S)
+
+    async def release(self, volume: Volume, handover: Handover) -> None:
+        await self._host.pause(CALL_S)
+
+    async def close_window(self, volume: Volume, handover: Handover, before: WindowOptions | None) -> None:
+        """Nothing was opened."""
+
+
+def drivers(host: Host) -> dict[str, Driver]:
+    """By Volume.kind."""
+    return {"drbd": SimDrbd(host), "iscsi": SimIscsi(host), "iscsi-qemu": SimIscsiQemu(host)}

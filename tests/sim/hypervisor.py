@@ -1,0 +1,181 @@
+"""libvirt of one host, as an agent's life is connected to it. Implements agents.assembly.RunnableHypervisor."""
+
+from __future__ import annotations
+
+import asyncio
+
+from agents.hypervisor.words import (
+    Changes,
+    DomainFacts,
+    DomainFull,
+    HypervisorReport,
+    Job,
+    MigrateRequest,
+)
+from agents.protocol import DomainState, MigrationProgress
+from storage.errors import Refused, Retryable, Unknown
+from tests.sim.host import CALL_S, Host
+from tests.sim.world import Domain
+
+DOWN = "libvirt: Failed to connect socket to '/run/libvirt/libvirt-sock': Connection refused"
+
+
+class SimHypervisor:
+    def __init__(self, host: Host) -> None:
+        self.changes = Changes()
+        self._host = host
+        self._last: dict[str, MigrationProgress] = {}
+        host.machine.listeners.append(self._tell)
+
+    @property
+    def trouble(self) -> str | None:
+        return None if self._host.machine.libvirt_up else DOWN
+
+    async def run(self) -> None:
+        """The connection comes back by itself."""
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+    def _tell(self, uuid: str | None) -> None:
+        if not self._host.life.dead:
+            self.changes.tell(uuid)
+
+    async def _call(self) -> None:
+        slow = self._host.rng.random() < self._host.trouble.libvirt_slow
+        await self._host.pause(3.0 if slow else CALL_S)
+        if not self._host.machine.libvirt_up:
+            raise Retryable(DOWN)
+
+    def _domain(self, uuid: str) -> Domain | None:
+        return self._host.machine.domains.get(uuid)
+
+    def _facts(self, uuid: str) -> DomainFacts:
+        domain = self._domain(uuid)
+        if domain is None:
+            return DomainFacts.absent(uuid)
+        return DomainFacts(
+            uuid=uuid,
+            state=domain.state,
+            reason=domain.reason,
+            persistent=domain.persistent,
+            job=bool(domain.job),
+        )
+
+    # -- reads -----------------------------------------------------------------------------------
+
+    async def report(self) -> HypervisorReport:
+        await self._call()
+        domains = tuple(
+            DomainFull(
+                facts=self._facts(uuid),
+                name=self._host.world.guests[uuid].name,
+                autostart=False,
+                live_xml="<domain/>",
+                xml="<domain/>",
+            )
+            for uuid in sorted(self._host.machine.domains)
+        )
+        return HypervisorReport(
+            cpu_xml="<cpu/>", arch="x86_64", versions={}, networks=("default",), domains=domains
+        )
+
+    async def facts(self, uuid: str) -> DomainFacts:
+        await self._call()
+        return self._facts(uuid)
+
+    async def cpu_reasons(self, question: str) -> tuple[str, ...]:
+        await self._call()
+        return ()
+
+    async def job(self, uuid: str) -> Job | None:
+        await self._call()
+        domain = self._domain(uuid)
+        running = self._host.migrations.of(uuid, self._host.name)
+        if domain is None or not domain.job or running is None:
+            return None
+        return Job(outgoing=domain.job == "out", progress=running.progress())
+
+    async def last_job(self, uuid: str, *, wait_s: float) -> MigrationProgress | None:
+        await self._host.pause(CALL_S)
+        return self._last.get(uuid)
+
+    # -- changes ---------------------------------------------------------------------------------
+
+    async def migrate(self, request: MigrateRequest) -> None:
+        await self._call()
+        host, uuid = self._host, request.uuid
+        target = request.target_uri.removeprefix("qemu+tls://").removesuffix("/system")
+        domain = self._domain(uuid)
+        if domain is None or not domain.process or domain.job:
+            raise Refused("libvirt: Requested operation is not valid: domain is not running")
+        await host.act(f"migrate {uuid[-2:]}", lambda: self._begin(uuid, target))
+        running = host.migrations.of(uuid, host.name)
+        while running is not None and running.phase != "ended":
+            await asyncio.sleep(0.1)
+            if not host.machine.libvirt_up:
+                raise Unknown("the connection to libvirt broke during the migration")
+        if running is None:
+            raise Unknown("libvirt: the migration is not known")
+        if running.error is not None:
+            raise running.error
+        self._last[uuid] = MigrationProgress(
+            elapsed_s=running.progress().elapsed_s, downtime_ms=running.downtime_ms
+        )
+
+    def _begin(self, uuid: str, target: str) -> str:
+        self._host.migrations.begin(uuid, self._host.name, target)
+        return ""
+
+    async def abort(self, uuid: str) -> None:
+        await self._call()
+        running = self._host.migrations.of(uuid, self._host.name)
+        if running is not None and running.source == self._host.name:
+            await self._host.act(f"abort {uuid[-2:]}", lambda: str(running.abort() or ""))
+
+    async def set_downtime(self, uuid: str, downtime_limit_ms: int) -> None:
+        await self._call()
+
+    async def destroy_incoming(self, uuid: str) -> None:
+        await self._call()
+        await self._host.act(f"destroy {uuid[-2:]}", lambda: self._destroy(uuid))
+
+    def _destroy(self, uuid: str) -> str:
+        host, domain = self._host, self._domain(uuid)
+        if domain is None or domain.state is DomainState.SHUTOFF:
+            return ""
+        if domain.state is not DomainState.PAUSED_INCOMING:
+            raise Refused(f"domain {uuid} is {domain.state} by now: it is not destroyed")
+        running = host.migrations.of(uuid, host.name)
+        host.world.end_process(host.name, uuid, keep=False, reason="destroyed")
+        if running is not None:
+            running.target_killed()
+        return ""
+
+    async def undefine(self, uuid: str) -> None:
+        await self._call()
+        await self._host.act(f"undefine {uuid[-2:]}", lambda: self._undefine(uuid))
+
+    def _undefine(self, uuid: str) -> str:
+        domain = self._domain(uuid)
+        if domain is not None and domain.state is DomainState.SHUTOFF:
+            del self._host.machine.domains[uuid]
+            self._host.world.changed(self._host.name, f"{uuid[-2:]} is undefined", uuid=uuid)
+        return ""
+
+    async def shutdown(self, uuid: str) -> None:
+        await self._call()
+        domain = self._domain(uuid)
+        if domain is None or not domain.process:
+            raise Refused("libvirt: domain is not running")
+        await self._host.act(f"shutdown {uuid[-2:]}", lambda: self._shutdown(uuid))
+
+    def _shutdown(self, uuid: str) -> str:
+        world = self._host.world
+        if uuid not in world.consented | world.excused:
+            world.trace.violate("I5", f"{world.guests[uuid].name} is shut down without consent")
+        domain = self._domain(uuid)
+        if domain is not None and domain.state is DomainState.RUNNING:
+            world.ask_to_stop(self._host.name, uuid)
+        return ""

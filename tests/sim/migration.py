@@ -1,0 +1,257 @@
+"""libvirt's peer-to-peer migration between two machines of the world: it needs no agent and no daemon.
+
+prepare -> copy -> switch -> confirm -> ended. Broken before the switch-over it leaves the guest where it was,
+and an incoming QEMU that the target's libvirtd kills when it notices. The switch-over and what follows
+end as they began, except by loss of power. (Real libvirt has one more way to go wrong: the connection lost
+in the very instant of the switch-over. Source and target may then both resume; nothing above can prevent it.)
+"""
+
+from __future__ import annotations
+
+from agents.hypervisor.verdicts import OPERATION_FAILED, verdict
+from agents.protocol import DomainState, MigrationProgress
+from storage.errors import OutcomeError
+from storage.words import DrbdVolume
+from tests.sim.world import Domain, Machine, World
+
+OPERATION_ABORTED = 78
+INTERNAL_ERROR = 1
+PREPARE_S = (0.05, 0.3)
+COPY_S = (0.5, 6.0)
+SWITCH_S = (0.02, 0.3)
+CONFIRM_S = (0.02, 0.5)
+NOTICED_S = (0.1, 1.5)  # libvirtd sees a closed connection
+NOTICED_LATE_S = (5.0, 25.0)  # ... or has to wait for its keepalive
+MIB = 1 << 20
+
+
+class Migration:
+    """`error` None and `phase` "ended": libvirt says success. `on_end` is called once."""
+
+    def __init__(self, world: World, uuid: str, source: str, target: str) -> None:
+        self.world = world
+        self.uuid = uuid
+        self.source = source
+        self.target = target
+        self.phase = "prepare"
+        self.error: OutcomeError | None = None
+        self.downtime_ms = 0
+        self.lie = False  # the call reports an error although the guest moves
+        self._copy_s = world.between(COPY_S)
+        self._began_s = world.loop.time()
+
+    @property
+    def name(self) -> str:
+        return self.world.guests[self.uuid].name
+
+    @property
+    def _here(self) -> Machine:
+        return self.world.machines[self.source]
+
+    @property
+    def _there(self) -> Machine:
+        return self.world.machines[self.target]
+
+    def progress(self) -> MigrationProgress:
+        total = self.world.guests[self.uuid].memory_bytes
+        elapsed_s = self.world.loop.time() - self._began_s
+        done = min(total, int(total * elapsed_s / self._copy_s))
+        return MigrationProgress(
+            elapsed_s=round(elapsed_s, 3),
+            memory_total_bytes=total,
+            memory_processed_bytes=done,
+            memory_remaining_bytes=total - done,
+            bandwidth_bps=100 * MIB,
+        )
+
+    def begin(self) -> None:
+        self._here.domains[self.uuid].job = "out"
+        self.world.changed(self.source, f"migration of {self.name} to {self.target} begins", uuid=self.uuid)
+        self.world.later(self.world.between(PREPARE_S), self._prepared)
+
+    # -- the good way ----------------------------------------------------------------------------
+
+    def _prepared(self) -> None:
+        if self.phase != "prepare":
+            return
+        world, there = self.world, self._there
+        if not world.linked(self.source, self.target) or not there.libvirt_up:
+            self._fail(OPERATION_FAILED, "failed to connect to remote libvirt URI")
+            return
+        if there.domains.get(self.uuid) is not None and there.domains[self.uuid].state.has_process:
+            self._fail(INTERNAL_ERROR, "domain is already active on the target")
+            return
+        for volume in world.guests[self.uuid].volumes:
+            if not world.holds(self.target, volume):
+                self._fail(INTERNAL_ERROR, f"could not open {volume.name}")
+                return
+            if world.identity(self.source, volume) != world.identity(self.target, volume):
+                world.trace.violate("I9", f"{self.name} opens another disk on {self.target}")
+        there.domains[self.uuid] = Domain(
+            DomainState.PAUSED_INCOMING, "migration", process=True, persistent=False, job="in"
+        )
+        self.phase = "copy"
+        world.changed(self.target, f"incoming QEMU of {self.name}", uuid=self.uuid)
+        world.later(self._copy_s, self._copied)
+
+    def _copied(self) -> None:
+        if self.phase != "copy":
+            return
+        domain = self._here.domains[self.uuid]
+        if domain.state is DomainState.SHUTDOWN:
+            self.broken("the guest shut down", late=False)
+            return
+        self.phase = "switch"
+        domain.state, domain.reason = DomainState.PAUSED, "migration"
+        self.world.changed(self.source, f"{self.name} pauses for the switch-over", uuid=self.uuid)
+        pause_s = self.world.between(SWITCH_S)
+        self.downtime_ms = int(pause_s * 1000)
+        self.world.later(pause_s, self._switched)
+
+    def _switched(self) -> None:
+        if self.phase != "switch":
+            return
+        self._lost_writes()
+        domain = self._there.domains[self.uuid]
+        domain.state, domain.reason, domain.ran = DomainState.RUNNING, "migrated", True
+        domain.job, domain.persistent = "", True
+        self.phase = "confirm"
+        self.world.begins_to_execute(self.target, self.uuid)
+        self.world.changed(self.target, f"{self.name} runs here now", uuid=self.uuid)
+        self.world.later(self.world.between(CONFIRM_S), self._confirmed)
+
+    def _lost_writes(self) -> None:
+        """Everything the guest wrote on the source must be on the disk that it finds."""
+        for volume in self.world.guests[self.uuid].volumes:
+            if isinstance(volume, DrbdVolume):
+                resource = self.world.resources[volume.name]
+                if resource.mine(self.source).generation != resource.mine(self.target).generation:
+                    self.world.trace.violate("I7", f"{self.name} lost writes on its way to {self.target}")
+
+    def _confirmed(self) -> None:
+        if self.phase != "confirm":
+            return
+        self.world.end_process(self.source, self.uuid, keep=False, reason="migrated")
+        if self.lie:
+            self._end(self._verdict(INTERNAL_ERROR, "End of file while reading data"))
+        else:
+            self._end(None)
+
+    # -- the other ways --------------------------------------------------------------------------
+
+    def abort(self) -> None:
+        """virDomainAbortJob. Too late from the switch-over on."""
+        if self.phase in ("prepare", "copy"):
+            self.broken("migration out job: canceled by client", late=False, code=OPERATION_ABORTED)
+
+    def reconsider(self) -> None:
+        """A link, a power supply or a libvirtd has changed: does the stream still stand?"""
+        if self.phase == "ended":
+            return
+        if not self._here.powered:
+            self._source_lost()
+        elif not self._there.powered:
+            self._target_lost()
+        elif self.phase == "copy" and not self.world.linked(self.source, self.target):
+            self.broken("unable to connect: Connection timed out", late=True)
+        elif self.phase in ("prepare", "copy") and not (self._here.libvirt_up and self._there.libvirt_up):
+            self.broken("End of file while reading data: Input/output error", late=False)
+
+    def target_killed(self) -> None:
+        """Somebody destroyed the incoming QEMU."""
+        if self.phase == "copy":
+            self.broken("unable to write to migration stream: Broken pipe", late=False)
+        elif self.phase == "switch":
+            self._resume_source()
+            self._fail(INTERNAL_ERROR, "the target's QEMU has gone")
+
+    def broken(self, message: str, *, late: bool, code: int = INTERNAL_ERROR) -> None:
+        """Before the switch-over: the guest stays, the incoming QEMU goes once libvirtd there notices."""
+        if self.phase in ("switch", "confirm", "ended"):
+            return
+        arrived = self.phase == "copy"
+        self._fail(code, message)
+        if arrived:
+            self.world.later(self.world.between(NOTICED_LATE_S if late else NOTICED_S), self._sweep)
+
+    def _source_lost(self) -> None:
+        phase = self.phase
+        self._end(self._verdict(INTERNAL_ERROR, "the source has no power"))
+        if phase in ("copy", "switch"):
+            self.world.later(self.world.between(NOTICED_LATE_S), self._sweep)
+
+    def _target_lost(self) -> None:
+        if self.phase == "confirm":  # its QEMU was to go in any case: what counts has moved
+            self._confirmed()
+            return
+        if self.phase == "switch":
+            self._resume_source()
+        self._fail(INTERNAL_ERROR, "unable to write to migration stream: Connection timed out")
+
+    def _resume_source(self) -> None:
+        domain = self._here.domains[self.uuid]
+        domain.state, domain.reason = DomainState.RUNNING, "migration canceled"
+
+    def _sweep(self) -> None:
+        """The target's libvirtd kills what it was sent and will never be completed."""
+        domain = self._there.domains.get(self.uuid)
+        if domain is None or domain.state is not DomainState.PAUSED_INCOMING:
+            return
+        if not self._there.libvirt_up:
+            self.world.later(1.0, self._sweep)
+            return
+        self.world.end_process(self.target, self.uuid, keep=False, reason="failed")
+
+    def _fail(self, code: int, message: str) -> None:
+        domain = self._here.domains.get(self.uuid)
+        if domain is not None:
+            domain.job = ""
+        self._end(self._verdict(code, message))
+
+    def _verdict(self, code: int, message: str) -> OutcomeError:
+        """As LibvirtHypervisor.migrate tells it."""
+        domain = self._here.domains.get(self.uuid)
+        state = domain.state if domain is not None else DomainState.ABSENT
+        return verdict(code, message, state, domain is not None and bool(domain.job))
+
+    def _end(self, error: OutcomeError | None) -> None:
+        domain = self._here.domains.get(self.uuid)
+        if domain is not None:
+            domain.job = ""
+        self.phase, self.error = "ended", error
+        word = "succeeded" if error is None else f"failed: {error}"
+        self.world.changed(self.source, f"migration of {self.name} has {word}", uuid=self.uuid)
+
+
+class Migrations:
+    """All that run, by guest. Tells each of them when the world around it changes."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._all: dict[str, Migration] = {}
+        self.lies: set[str] = set()  # guests whose next migration succeeds and is reported as failed
+        world.link_changed = self.reconsider
+
+    def begin(self, uuid: str, source: str, target: str) -> Migration:
+        migration = self._all[uuid] = Migration(self._world, uuid, source, target)
+        migration.lie = uuid in self.lies
+        self.lies.discard(uuid)
+        migration.begin()
+        return migration
+
+    def of(self, uuid: str, host: str) -> Migration | None:
+        """The running migration of a guest that leaves or reaches `host`."""
+        found = self._all.get(uuid)
+        if found is None or found.phase == "ended" or host not in (found.source, found.target):
+            return None
+        return found
+
+    def critical(self, host: str) -> bool:
+        """Is one of them in its switch-over here?"""
+        return any(
+            host in (m.source, m.target) and m.phase in ("switch", "confirm") for m in self._all.values()
+        )
+
+    def reconsider(self) -> None:
+        for migration in list(self._all.values()):
+            migration.reconsider()

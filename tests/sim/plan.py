@@ -1,0 +1,169 @@
+"""From a seed to a run: a random cluster, random operations, random faults at random times. Pure."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from tests.sim.world import GIB
+
+HEAL_AT_S = 40.0
+
+
+@dataclass(frozen=True, slots=True)
+class GuestPlan:
+    name: str
+    kind: str  # "drbd", "iscsi", "iscsi-qemu"
+    host: str
+    peer: str = ""  # drbd
+    memory_bytes: int = GIB
+    wrong_on: str = ""  # a host on which the same name opens another disk (I9)
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """One command or fault. `arguments` are those of the method of Sim that `what` names."""
+
+    at_s: float
+    what: str
+    arguments: tuple[object, ...] = ()
+    options: dict[str, object] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        options = " ".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.at_s:7.2f} {self.what} {' '.join(map(str, self.arguments))} {options}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    seed: int
+    hosts: tuple[str, ...]
+    guests: tuple[GuestPlan, ...]
+    deeds: tuple[Deed, ...]
+    heal_at_s: float = HEAL_AT_S
+    undrain: bool = True  # at the end, everything drained is brought back
+
+    def __str__(self) -> str:
+        guests = [
+            f"  {g.name} {g.kind} on {g.host}"
+            + (f", peer {g.peer}" if g.peer else "")
+            + (f", wrong disk on {g.wrong_on}" if g.wrong_on else "")
+            for g in self.guests
+        ]
+        deeds = [f"  {deed}" for deed in self.deeds]
+        return "\n".join([f"seed {self.seed}: {' '.join(self.hosts)}", *guests, *deeds])
+
+
+def plan(seed: int) -> Plan:
+    """The same seed, the same plan, on every interpreter."""
+    rng = random.Random(f"{seed}:plan")
+    hosts = tuple(f"h{n}" for n in range(1, rng.choice((2, 3, 3, 3, 4, 5)) + 1))
+    guests = tuple(
+        _guest(rng, hosts, number) for number in range(1, rng.choice((1, 1, 2, 2, 3, 4, 6, 8)) + 1)
+    )
+    commands = _commands(rng, hosts, guests)
+    faults = [deed for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4, 6))) for deed in _fault(rng, hosts)]
+    deeds = sorted((*commands, *faults), key=lambda deed: deed.at_s)
+    return Plan(seed=seed, hosts=hosts, guests=guests, deeds=tuple(deeds), undrain=rng.random() < 0.5)
+
+
+def _guest(rng: random.Random, hosts: tuple[str, ...], number: int) -> GuestPlan:
+    kind = rng.choice(("drbd", "drbd", "drbd", "iscsi", "iscsi", "iscsi-qemu"))
+    host, peer = rng.sample(hosts, 2)
+    wrong_on = rng.choice([h for h in hosts if h != host]) if rng.random() < 0.05 else ""
+    return GuestPlan(
+        name=f"g{number}",
+        kind=kind,
+        host=host,
+        peer=peer if kind == "drbd" else "",
+        memory_bytes=rng.choice((1, 1, 2, 4)) * GIB,
+        wrong_on=(peer if kind == "drbd" else wrong_on) if wrong_on else "",
+    )
+
+
+def _commands(rng: random.Random, hosts: tuple[str, ...], guests: tuple[GuestPlan, ...]) -> list[Deed]:
+    deeds = []
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        at_s = rng.uniform(0.0, 15.0)
+        match rng.choice(("migrate", "migrate", "drain", "drain", "drain-off")):
+            case "migrate":
+                to = rng.choice((None, *hosts))
+                deeds.append(Deed(at_s, "migrate", (rng.choice(guests).name, to)))
+            case drain:
+                host = rng.choice(hosts)
+                allow = tuple(g.name for g in guests if rng.random() < 0.1)
+                options = {"power_off": drain == "drain-off", "allow_stop": allow}
+                deeds.append(Deed(at_s, "drain", (host,), options))
+                if rng.random() < 0.5:
+                    restore = rng.random() < 0.7
+                    back_s = at_s + rng.uniform(5.0, 25.0)
+                    deeds.append(Deed(back_s, "undrain", (host,), {"restore": restore}))
+    for _ in range(rng.choice((0, 0, 0, 1, 2))):
+        deeds.append(Deed(rng.uniform(0.5, 30.0), rng.choice(("cancel_some", "cancel_some", "resume_some"))))
+    return deeds
+
+
+def _fault(rng: random.Random, hosts: tuple[str, ...]) -> list[Deed]:
+    """A fault and, mostly, its end. Times cluster where the work is."""
+    at_s = rng.choice((rng.uniform(0.0, 8.0), rng.uniform(0.0, 20.0), rng.uniform(0.0, 35.0)))
+    end_s = at_s + rng.choice((0.3, 2.0, 6.0, 12.0, 25.0)) * rng.uniform(0.5, 1.5)
+    host = rng.choice(hosts)
+    other = rng.choice([h for h in hosts if h != host])
+    steps = rng.choice((0, rng.randrange(1, 40), rng.randrange(1, 400)))
+    match rng.choice(_FAULTS):
+        case "daemon":
+            return [Deed(at_s, "kill_daemon", (steps,)), Deed(end_s, "start_daemon")]
+        case "agent":
+            return [Deed(at_s, "kill_agent", (host, steps)), Deed(end_s, "start_agent", (host,))]
+        case "cut":
+            return [Deed(at_s, "cut", (host,)), Deed(end_s, "power_on", (host,))]
+        case "libvirt":
+            return [Deed(at_s, "libvirt_down", (host, end_s - at_s))]
+        case "partition":
+            ways = rng.choice(({}, {}, {"to_agent": True}, {"to_daemon": True}))
+            return [Deed(at_s, "partition", (host,), ways), Deed(end_s, "unpartition", (host,))]
+        case "lossy":
+            shares = {
+                "lose_request": rng.choice((0.0, 0.2)),
+                "lose_reply": rng.choice((0.0, 0.3, 0.6)),
+                "duplicate": rng.choice((0.0, 0.3)),
+                "late": rng.choice((0.0, 0.1)),
+                "delay_s": rng.choice((0.003, 0.05, 0.5)),
+            }
+            return [Deed(at_s, "lossy", (host,), shares), Deed(end_s, "unpartition", (host,))]
+        case "stream":
+            return [Deed(at_s, "break_stream", (host,))]
+        case "link":
+            return [Deed(at_s, "cut_link", (host, other)), Deed(end_s, "heal_link", (host, other))]
+        case "disk":
+            where, fault = rng.choice(("migrd", host)), rng.choice(("full", "io"))
+            return [Deed(at_s, "disk", (where, fault)), Deed(end_s, "disk", (where, ""))]
+        case "bmc":
+            mode = rng.choice(("dead", "garbage", "deaf", "slow"))
+            return [Deed(at_s, "bmc", (host, mode)), Deed(end_s, "bmc", (host, ""))]
+        case "lie":
+            return [Deed(at_s, "lie")]
+        case _:
+            shares = {
+                "tool_hangs": rng.choice((0.0, 0.2)),
+                "tool_lost": rng.choice((0.0, 0.3)),
+                "libvirt_slow": rng.choice((0.0, 0.2)),
+            }
+            quiet = dict.fromkeys(shares, 0.0)
+            return [Deed(at_s, "trouble", (host,), shares), Deed(end_s, "trouble", (host,), quiet)]
+
+
+_FAULTS = (
+    *("daemon",) * 4,
+    *("agent",) * 4,
+    *("cut",) * 2,
+    *("libvirt",) * 2,
+    *("partition",) * 3,
+    *("lossy",) * 3,
+    "stream",
+    *("link",) * 2,
+    "disk",
+    "bmc",
+    "lie",
+    *("trouble",) * 2,
+)

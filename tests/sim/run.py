@@ -1,0 +1,129 @@
+"""One seed from its plan to its verdict: faults first, then healing, then every operation must end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import time
+from dataclasses import dataclass
+
+from migrd.control import NotFound
+from migrd.model import HostState
+from migrd.operations import OperationState
+from storage.errors import Refused
+from tests.core.vloop import VirtualLoop
+from tests.sim.converge import converge
+from tests.sim.plan import Deed, Plan, plan
+from tests.sim.quiet import quiet
+from tests.sim.sim import BrokenError, Sim
+
+AT_MOST_S = 20_000.0  # virtual; a run that takes longer hangs
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    seed: int
+    digest: str
+    cpu_s: float
+    virtual_s: float
+    events: int
+    failure: str = ""  # the whole story
+
+
+def run_seed(seed: int) -> Verdict:
+    """Run one plan in a loop of its own."""
+    return run_plan(plan(seed))
+
+
+def run_plan(what: Plan) -> Verdict:
+    quiet()
+    began_s = time.process_time()
+    gc.disable()  # nothing must depend on when garbage is found
+    try:
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            digest, virtual_s, events, failure = runner.run(_bounded(what))
+    finally:
+        gc.enable()
+    gc.collect(1)
+    return Verdict(what.seed, digest, time.process_time() - began_s, virtual_s, events, failure)
+
+
+async def _bounded(what: Plan) -> tuple[str, float, int, str]:
+    failure = ""
+    async with Sim(seed=what.seed) as sim:
+        try:
+            async with asyncio.timeout(AT_MOST_S):
+                await _story(sim, what)
+        except BrokenError as error:
+            failure = f"{what}\n\n{error}"
+        except TimeoutError:
+            failure = f"{what}\n\n{sim.story([f'I20: not over after {AT_MOST_S:g} virtual seconds'])}"
+        return sim.trace.digest(), sim.trace.now_s, len(sim.trace.log), failure
+
+
+async def _story(sim: Sim, what: Plan) -> None:
+    build(sim, what)
+    await sim.start()
+    began_s = sim.trace.now_s
+    dice = random.Random(f"{what.seed}:deeds")
+    async with asyncio.TaskGroup() as deeds:
+        for deed in what.deeds:
+            deeds.create_task(_later(sim, deed, dice))
+        await sim.pass_time(what.heal_at_s - (sim.trace.now_s - began_s))
+    await converge(sim)
+    sim.check_end()
+    if what.undrain:
+        await _bring_back(sim, dice)
+        await converge(sim)
+        sim.check_end()
+
+
+def build(sim: Sim, what: Plan) -> None:
+    """The plan's machines and guests, running where they belong."""
+    for host in what.hosts:
+        sim.world.add_machine(host)
+    for each in what.guests:
+        match each.kind:
+            case "drbd":
+                guest = sim.world.add_drbd(each.name, each.host, each.peer, each.memory_bytes)
+            case "iscsi":
+                guest = sim.world.add_iscsi(each.name, each.host, each.memory_bytes)
+            case _:
+                guest = sim.world.add_iscsi_qemu(each.name, each.host, each.memory_bytes)
+        if each.wrong_on:
+            sim.world.wrong_disk(each.wrong_on, guest)
+
+
+async def _later(sim: Sim, deed: Deed, dice: random.Random) -> None:
+    await asyncio.sleep(deed.at_s)
+    try:
+        if deed.what.endswith("_some"):
+            await _some(sim, deed.what, dice)
+            return
+        done = getattr(sim, deed.what)(*deed.arguments, **deed.options)
+        if asyncio.iscoroutine(done):
+            await done
+    except (Refused, NotFound):
+        return  # said so in the trace: a command may make no sense by then
+
+
+async def _some(sim: Sim, what: str, dice: random.Random) -> None:
+    """Cancel or resume whatever is open just then."""
+    parked = what == "resume_some"
+    found = [o for o in sim.open_operations() if not parked or o.state is OperationState.PARKED]
+    if found:
+        chosen = dice.choice(found).id
+        await (sim.resume(chosen) if parked else sim.cancel(chosen))
+
+
+async def _bring_back(sim: Sim, dice: random.Random) -> None:
+    """An operator undrains everything that is drained or off."""
+    assert sim.controller is not None
+    for host, state in sorted(sim.controller.administrative().items()):
+        if state in (HostState.DRAINED, HostState.OFF):
+            try:
+                await sim.undrain(host, restore=dice.random() < 0.7)
+            except Refused:
+                continue
+    await sim.pass_time(5.0)

@@ -1,0 +1,395 @@
+"""One simulated cluster: production daemon and agents on fake hardware, in virtual time.
+
+    async with Sim(seed=7) as sim:
+        sim.world.add_machine("h1"); sim.world.add_machine("h2"); sim.world.add_drbd("db", "h1", "h2")
+        await sim.start()
+        op = await sim.drain("h1", power_off=True)
+        sim.at(3.0, sim.cut, "h2")
+        await sim.until(lambda: sim.operation(op).state.ended)
+        await sim.converge()
+        sim.check_end()
+
+Commands are those of migrd.control, asked of the living daemon. Faults take effect at once; `at` delays them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from types import TracebackType
+from typing import Any, TypeVar
+
+from migrd import saga
+from migrd.control import DrainRequest, MigrateRequest, UndrainRequest
+from migrd.controller import Controller
+from migrd.engine import Settings
+from migrd.model import HostState
+from migrd.operations import Operation
+from migrd.sagas.events import EVENT
+from tests.core.vloop import LIFE, unwind
+from tests.sim.bmc import Bmcs
+from tests.sim.disk import Disk, Fault
+from tests.sim.invariants import Books, Invariants, leftovers
+from tests.sim.migration import Migrations
+from tests.sim.network import Network
+from tests.sim.process import JOURNAL, AgentProcess, DaemonProcess
+from tests.sim.quiet import bugs
+from tests.sim.trace import Trace
+from tests.sim.world import World
+
+T = TypeVar("T")
+POLL_S = 0.25
+
+
+class BrokenError(AssertionError):
+    """An invariant was violated, or the end is not what it must be. The message has the trace's tail."""
+
+
+class Sim:
+    """See the module. Everything random comes from `seed`; the same calls give the same trace."""
+
+    def __init__(self, seed: int = 0, settings: Settings | None = None) -> None:
+        self.seed = seed
+        self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(self._unhandled)
+        self.trace = Trace(self._loop.time)
+        self.world = World(self._loop, self._rng("world"), self.trace)
+        self.migrations = Migrations(self.world)
+        self.network = Network(self._loop, self._rng("net"), self.trace)
+        self.network.powered = lambda host: self.world.machines[host].booted
+        self.books = Books()
+        self.invariants = Invariants(self.world, self.books)
+        self.bmcs = Bmcs(self.world, self._rng("bmc"), self.invariants.power_cut)
+        self.agents: dict[str, AgentProcess] = {}
+        self.daemon = DaemonProcess(
+            self.world,
+            self.network,
+            self._rng("daemon"),
+            power=self.bmcs.power,
+            settings=settings or Settings(),
+        )
+        self.writes = 0  # journal transactions with rows so far
+        self.kill_at_write: tuple[int, str] | None = None  # (number, "before" | "after")
+        self._seq = 0
+        self._commands: set[asyncio.Task[Any]] = set()
+        self.world.on_power = self._power_changed
+        self.daemon.disk.before_commit = self._before_commit
+        self.daemon.disk.after_commit = self._after_commit
+        bugs.clear()
+
+    def _rng(self, name: str) -> random.Random:
+        return random.Random(f"{self.seed}:{name}")
+
+    async def __aenter__(self) -> Sim:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """All processes end, and their coroutines are unwound: the trace is closed, so it did not happen."""
+        self.trace.close()
+        self._loop.set_exception_handler(lambda _loop, _context: None)
+        processes = (self.daemon, *self.agents.values())
+        for process in processes:
+            process.kill("end of the run")
+        await unwind(life for process in processes for life in process.graves)
+        for disk in (self.daemon.disk, *(agent.disk for agent in self.agents.values())):
+            disk.erase()
+
+    async def start(self) -> None:
+        """Agents, then the daemon; returns when it has heard of every host."""
+        for name, machine in self.world.machines.items():
+            self.agents[name] = AgentProcess(
+                self.world, machine, self.migrations, self.network, self._rng(f"agent {name}")
+            )
+            self.agents[name].start()
+        self.daemon.start()
+        await self.until(lambda: self.controller is not None and self._all_heard(), at_most_s=30.0)
+
+    def _all_heard(self) -> bool:
+        assert self.controller is not None
+        hosts = self.controller.cluster().hosts.values()
+        return all(host.observed is HostState.ONLINE for host in hosts)
+
+    # -- queries ---------------------------------------------------------------------------------
+
+    @property
+    def controller(self) -> Controller | None:
+        """The living daemon's; None while there is none that is ready."""
+        return self.daemon.controller
+
+    def operations(self) -> tuple[Operation, ...]:
+        """Oldest first, as the living daemon tells them; empty while there is none."""
+        return tuple(reversed(self.controller.operations())) if self.controller is not None else ()
+
+    def operation(self, operation: str) -> Operation | None:
+        return next((each for each in self.operations() if each.id == operation), None)
+
+    def open_operations(self) -> tuple[Operation, ...]:
+        return tuple(each for each in self.operations() if not each.state.ended)
+
+    def where(self, guest: str) -> list[str]:
+        return self.world.where(guest)
+
+    async def until(self, true: Callable[[], bool], *, at_most_s: float = 600.0) -> bool:
+        """Let virtual time pass until `true()`; False after `at_most_s`. Raises BrokenError at a violation."""
+        ends_s = self._loop.time() + at_most_s
+        while not true():
+            self.check()
+            if self._loop.time() >= ends_s:
+                return False
+            await asyncio.sleep(POLL_S)
+        self.check()
+        return True
+
+    async def pass_time(self, seconds: float) -> None:
+        await self.until(lambda: False, at_most_s=seconds)
+
+    def at(self, delay_s: float, what: Callable[..., object], *args: object) -> None:
+        """Do something so many virtual seconds from now."""
+        self.world.later(delay_s, lambda: what(*args))
+
+    # -- commands --------------------------------------------------------------------------------
+
+    async def migrate(self, guest: str, to: str | None = None) -> str:
+        """Each command returns the operation's id, "" if the daemon was or went down. Raises Refused."""
+        return await self._ask(f"migrate {guest} {to}", lambda c: c.migrate(guest, MigrateRequest(to=to)))
+
+    async def drain(self, host: str, *, power_off: bool = False, allow_stop: tuple[str, ...] = ()) -> str:
+        request = DrainRequest(power_off=power_off, allow_stop=allow_stop)
+        return await self._ask(f"drain {host} {request}", lambda c: c.drain(host, request))
+
+    async def undrain(self, host: str, *, restore: bool = False) -> str:
+        return await self._ask(
+            f"undrain {host} restore={restore}", lambda c: c.undrain(host, UndrainRequest(restore=restore))
+        )
+
+    async def power(self, host: str, action: str) -> str:
+        return await self._ask(f"power {host} {action}", lambda c: c.power(host, action))  # type: ignore[arg-type]
+
+    async def cancel(self, operation: str) -> str:
+        return await self._ask(f"cancel {operation}", lambda c: c.cancel(operation))
+
+    async def resume(self, operation: str) -> str:
+        return await self._ask(f"resume {operation}", lambda c: c.resume(operation))
+
+    async def _ask(self, words: str, call: Callable[[Controller], Coroutine[Any, Any, Operation]]) -> str:
+        """Run one command inside the daemon; it may die over it."""
+        controller, life = self.daemon.controller, self.daemon.life
+        self.trace.note("command", "operator", words)
+        if controller is None or life is None:
+            return ""
+        over: asyncio.Future[None] = self._loop.create_future()
+
+        def end(*_: object) -> None:
+            if not over.done():
+                over.set_result(None)
+
+        task = life.spawn(call(controller), name=words)
+        task.add_done_callback(end, context=Context())
+        life.at_death.append(end)
+        await over
+        if life.dead or not task.done():
+            return ""
+        try:
+            return task.result().id
+        except Exception as error:
+            self.trace.note("command", "operator", f"{words}: {error}")
+            raise
+
+    # -- faults ----------------------------------------------------------------------------------
+
+    def kill_daemon(self, after_steps: int = 0) -> None:
+        self.daemon.kill_after(after_steps) if after_steps else self.daemon.kill()
+
+    def start_daemon(self) -> None:
+        self.daemon.start()
+
+    def kill_agent(self, host: str, after_steps: int = 0) -> None:
+        agent = self.agents[host]
+        agent.kill_after(after_steps) if after_steps else agent.kill()
+
+    def start_agent(self, host: str) -> None:
+        if self.world.machines[host].booted:
+            self.agents[host].start()
+
+    def cut(self, host: str) -> None:
+        """Power loss of a machine, BMC aside."""
+        self.world.power_off(host, "cut")
+
+    def power_on(self, host: str) -> None:
+        self.world.power_on(host)
+
+    def libvirt_down(self, host: str, for_s: float) -> None:
+        """libvirtd stops and comes back. Not within a switch-over: see tests.sim.migration."""
+        machine = self.world.machines[host]
+        if not machine.booted:
+            return
+        if self.migrations.critical(host):
+            self.at(0.5, self.libvirt_down, host, for_s)
+            return
+        machine.libvirt_up = False
+        self.trace.note("fault", host, f"libvirtd is down for {for_s:.1f} s")
+        self.migrations.reconsider()
+        self.at(for_s, self.libvirt_back, host)
+
+    def libvirt_back(self, host: str) -> None:
+        machine = self.world.machines[host]
+        if machine.booted and not machine.libvirt_up:
+            machine.libvirt_up = True
+            self.trace.note("fault", host, "libvirtd is back")
+            for listener in list(machine.listeners):
+                listener(None)
+
+    def partition(self, host: str, *, to_agent: bool = False, to_daemon: bool = False) -> None:
+        """What still goes through between daemon and agent; by default nothing."""
+        link = self.network.links[host]
+        link.to_agent, link.to_daemon = to_agent, to_daemon
+        self.trace.note("fault", host, f"partition: to agent {to_agent}, to daemon {to_daemon}")
+
+    def unpartition(self, host: str) -> None:
+        """Daemon and agent hear each other again, and lose nothing."""
+        self.network.links[host].heal()
+        self.network.healed()
+        self.trace.note("fault", host, "network works")
+
+    def lie(self) -> None:
+        """The next migration of each guest succeeds, and libvirt calls it a failure."""
+        self.migrations.lies |= set(self.world.guests)
+        self.trace.note("fault", "libvirt", "will report success as failure")
+
+    def lossy(self, host: str, **shares: float) -> None:
+        """lose_request, lose_reply, duplicate, late: shares of the messages; delay_s."""
+        link = self.network.links[host]
+        for name, share in shares.items():
+            setattr(link, name, share)
+        self.trace.note("fault", host, f"network {shares}")
+
+    def break_stream(self, host: str) -> None:
+        self.trace.note("fault", host, "connections are reset")
+        self.network.reset(host)
+
+    def cut_link(self, one: str, other: str) -> None:
+        self.world.cut_link(one, other)
+
+    def heal_link(self, one: str, other: str) -> None:
+        self.world.heal_link(one, other)
+
+    def disk(self, where: str, fault: Fault) -> None:
+        """Of a host, or of "migrd"."""
+        disk: Disk = self.daemon.disk if where == "migrd" else self.agents[where].disk
+        disk.fault = fault
+        self.trace.note("fault", where, f"disk: {fault or 'works'}")
+
+    def bmc(self, host: str, mode: str) -> None:
+        """ "", "dead", "garbage", "deaf", "slow"."""
+        self.world.machines[host].bmc = mode
+        self.trace.note("fault", host, f"BMC: {mode or 'works'}")
+
+    def trouble(self, host: str, **shares: float) -> None:
+        """tool_hangs, tool_lost, libvirt_slow: shares of the calls."""
+        for name, share in shares.items():
+            setattr(self.agents[host].trouble, name, share)
+        self.trace.note("fault", host, f"trouble {shares}")
+
+    def heal(self) -> None:
+        """All faults end. Hosts that migrd itself powered off stay off."""
+        self.trace.note("fault", "all", "healed")
+        self.disk("migrd", "")
+        for pair in sorted(map(sorted, self.world.cut_links)):
+            self.world.heal_link(*pair)
+        for host, machine in self.world.machines.items():
+            self.network.links[host].heal()
+            self.disk(host, "")
+            self.bmc(host, "")
+            self.trouble(host, tool_hangs=0.0, tool_lost=0.0, libvirt_slow=0.0)
+            if not machine.powered and host not in self.bmcs.off_by_migrd:
+                self.world.power_on(host)
+            self.libvirt_back(host)
+            self.start_agent(host)
+        self.migrations.lies.clear()
+        self.network.healed()
+        self.daemon.start()
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise BrokenError if anything was violated so far."""
+        for bug in bugs:
+            self.trace.violate("bug", bug)
+        if self.trace.violations:
+            raise BrokenError(self.story(self.trace.violations))
+
+    def check_end(self) -> None:
+        """After `converge`: all has ended, each guest runs once, nothing is left, journal and memory agree."""
+        self.check()
+        wrong = [f"I15: {o.id} {o.kind} {o.subject} is {o.state}: {o.reason}" for o in self.open_operations()]
+        for guest in self.world.guests.values():
+            hosts = self.where(guest.name)
+            if len(hosts) != 1 and not (guest.uuid in self.world.consented and not hosts):
+                wrong.append(f"I16: {guest.name} runs on {hosts or 'no host'}")
+        wrong += [f"I16: left over: {each}" for each in leftovers(self.world)]
+        wrong += [
+            f"I16: {n} attempts of {host} have no end"
+            for host, agent in self.agents.items()
+            if agent.alive and (n := agent.running_attempts())
+        ]
+        if self.controller is not None:
+            records = self.controller._engine.records
+            for operation, state in self.books.states.items():
+                if operation not in records or not saga.only_waits(state, records[operation].state):
+                    wrong.append(f"I16: {operation}: the journal says {state}")
+        if wrong:
+            raise BrokenError(self.story(wrong))
+
+    def story(self, wrong: list[str]) -> str:
+        return "\n".join([*wrong, "", self.trace.tail(), "", f"make sim SEED={self.seed}"])
+
+    # -- hooks -----------------------------------------------------------------------------------
+
+    def _power_changed(self, host: str, up: bool) -> None:
+        if up:
+            self.agents[host].start()
+        elif host in self.agents:
+            self.agents[host].kill("power")
+
+    def _before_commit(self, path: str) -> None:
+        if path != str(JOURNAL) or self.kill_at_write is None:
+            return
+        number, when = self.kill_at_write
+        if when == "before" and self._has_rows(self.daemon.disk) and self.writes + 1 == number:
+            self.kill_at_write = None
+            self.daemon.kill()
+            raise sqlite3.OperationalError("the process has just died")
+
+    def _has_rows(self, disk: Disk) -> bool:
+        found = disk.connect_again(JOURNAL).execute("SELECT max(seq) FROM event").fetchone()[0]
+        return (found or 0) > self._seq
+
+    def _after_commit(self, path: str, database: sqlite3.Connection) -> None:
+        """What became durable: into the books."""
+        rows = database.execute(
+            "SELECT seq, operation, kind, payload FROM event WHERE seq > ? ORDER BY seq", (self._seq,)
+        ).fetchall()
+        for seq, operation, kind, payload in rows:
+            self._seq = seq
+            self.trace.note("journal", operation, f"{kind} {_short(payload)}")
+            self.invariants.journalled(operation, EVENT.validate_json(payload))
+        if rows:
+            self.writes += 1
+            if self.kill_at_write == (self.writes, "after"):
+                self.kill_at_write = None
+                self.daemon.kill()
+
+    def _unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        life = LIFE.get()
+        if error is not None and (life is None or not life.dead):
+            self.trace.violate("bug", f"{context.get('message')}: {error!r}")
+
+
+def _short(payload: str) -> str:
+    return payload if len(payload) < 160 else f"{payload[:150]}... {len(payload)}"

@@ -1,0 +1,363 @@
+"""The hardware: machines with power, QEMU processes, DRBD resources, LUNs, links, BMCs.
+
+It guards nothing that migrd has to guard, and refuses only what kernel, libvirt or BMC refuse. Every change
+goes through `changed`, which notes it and has the invariants checked. Nothing here belongs to a simulated
+process: a migration goes on when agents and daemon die.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from contextvars import Context
+from dataclasses import dataclass, field
+
+from agents.protocol import AnyVolume, DomainState, MigrationProgress
+from storage.words import DrbdVolume, IscsiQemuVolume, IscsiVolume, Role
+from tests.sim.drbd import Replica, Resource
+from tests.sim.trace import Trace
+
+GIB = 1 << 30
+EXECUTES = (DomainState.RUNNING, DomainState.BLOCKED)
+RECONNECT_S = (0.3, 2.0)
+RESYNC_S = (1.0, 6.0)
+BOOT_S = (4.0, 12.0)
+
+
+@dataclass
+class Domain:
+    """A libvirt domain on one host. `ran`: its QEMU has executed the guest here."""
+
+    state: DomainState
+    reason: str
+    process: bool
+    persistent: bool = True
+    ran: bool = False
+    job: str = ""  # "out", "in"
+    progress: MigrationProgress = field(default_factory=MigrationProgress)
+
+
+@dataclass(frozen=True)
+class Guest:
+    uuid: str
+    name: str
+    volumes: tuple[AnyVolume, ...]
+    memory_bytes: int = GIB
+
+
+@dataclass
+class Machine:
+    name: str
+    node: str
+    memory_bytes: int
+    powered: bool = True
+    booted: bool = True  # its operating system is up
+    boot: int = 1
+    libvirt_up: bool = True
+    domains: dict[str, Domain] = field(default_factory=dict)
+    ending: set[str] = field(
+        default_factory=set
+    )  # guests whose QEMU libvirt has forgotten and the kernel not
+    sessions: set[str] = field(default_factory=set)  # iSCSI LUNs by volume name
+    bmc: str = ""  # "", "dead", "garbage", "deaf" (accepts, does nothing), "slow"
+    listeners: list[Callable[[str | None], None]] = field(default_factory=list)  # libvirt's events
+
+    def has_process(self, uuid: str) -> bool:
+        domain = self.domains.get(uuid)
+        return uuid in self.ending or (domain is not None and domain.process)
+
+
+class World:
+    """`check` is called after every change, with nothing running in between."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, rng: random.Random, trace: Trace) -> None:
+        self.loop = loop
+        self.rng = rng
+        self.trace = trace
+        self.machines: dict[str, Machine] = {}
+        self.guests: dict[str, Guest] = {}
+        self.resources: dict[str, Resource] = {}
+        self.wrong_lun: set[tuple[str, str]] = set()  # (host, volume): the name opens another LUN there
+        self.cut_links: set[frozenset[str]] = set()
+        self.excused: set[str] = set()  # guests that a fault, not migrd, has stopped
+        self.consented: set[str] = set()  # guests that an operator allowed to be stopped
+        self.check: Callable[[str], None] = lambda _what: None
+        self.on_power: Callable[[str, bool], None] = lambda _host, _up: None  # its OS is up / all is gone
+        self.link_changed: Callable[[], None] = lambda: None
+        self._context = Context()
+        self._generation = 1
+
+    # -- building --------------------------------------------------------------------------------
+
+    def add_machine(self, name: str, memory_bytes: int = 16 * GIB) -> Machine:
+        machine = self.machines[name] = Machine(name=name, node=f"{name}.sim", memory_bytes=memory_bytes)
+        return machine
+
+    def add_drbd(self, name: str, host: str, peer: str, memory_bytes: int = GIB) -> Guest:
+        number = len(self.guests) + 1
+        nodes = (self.machines[host].node, self.machines[peer].node)
+        volume = DrbdVolume(resource=f"r{number}", volume_nr=0, minor=number, nodes=nodes)
+        resource = Resource(volume=volume, replicas={h: Replica(host=h) for h in (host, peer)})
+        resource.mine(host).role = Role.PRIMARY
+        self.resources[volume.name] = resource
+        return self._add(name, host, (volume,), memory_bytes)
+
+    def add_iscsi(self, name: str, host: str, memory_bytes: int = GIB) -> Guest:
+        number = len(self.guests) + 1
+        volume = IscsiVolume(
+            portal="10.0.0.5:3260",
+            iqn=f"iqn.2026-11.sim:{number}",
+            lun=0,
+            device=f"/dev/disk/by-path/sim-{number}",
+        )
+        self.machines[host].sessions.add(volume.name)
+        return self._add(name, host, (volume,), memory_bytes)
+
+    def add_iscsi_qemu(self, name: str, host: str, memory_bytes: int = GIB) -> Guest:
+        number = len(self.guests) + 1
+        volume = IscsiQemuVolume(portal="10.0.0.5:3260", iqn=f"iqn.2026-11.sim:{number}", lun=0)
+        return self._add(name, host, (volume,), memory_bytes)
+
+    def _add(self, name: str, host: str, volumes: tuple[AnyVolume, ...], memory_bytes: int) -> Guest:
+        uuid = f"00000000-0000-4000-8000-{len(self.guests) + 1:012d}"
+        guest = self.guests[uuid] = Guest(uuid=uuid, name=name, volumes=volumes, memory_bytes=memory_bytes)
+        domain = Domain(DomainState.RUNNING, "booted", process=True, ran=True)
+        self.machines[host].domains[uuid] = domain
+        return guest
+
+    def wrong_disk(self, host: str, guest: Guest) -> None:
+        """On this host the names of the guest's disks open other disks (I9)."""
+        for volume in guest.volumes:
+            if isinstance(volume, DrbdVolume):
+                self.resources[volume.name].identity[host] = f"another disk than {volume.name}"
+            else:
+                self.wrong_lun.add((host, volume.name))
+
+    # -- queries ---------------------------------------------------------------------------------
+
+    def guest(self, name: str) -> Guest:
+        return next(guest for guest in self.guests.values() if name in (guest.name, guest.uuid))
+
+    def where(self, name: str) -> list[str]:
+        """Hosts on which the guest executes."""
+        uuid = self.guest(name).uuid
+        return [m.name for m in self.machines.values() if self.executes(m, uuid)]
+
+    @staticmethod
+    def executes(machine: Machine, uuid: str) -> bool:
+        domain = machine.domains.get(uuid)
+        return domain is not None and domain.process and domain.state in EXECUTES
+
+    def holds(self, host: str, volume: AnyVolume) -> bool:
+        """Could a QEMU on this host write to the volume?"""
+        match volume:
+            case DrbdVolume():
+                resource = self.resources[volume.name]
+                return host in resource.replicas and resource.mine(host).role is Role.PRIMARY
+            case IscsiVolume():
+                return volume.name in self.machines[host].sessions
+            case _:
+                return True
+
+    def identity(self, host: str, volume: AnyVolume) -> str:
+        """What a QEMU on this host would open."""
+        if isinstance(volume, DrbdVolume):
+            resource = self.resources[volume.name]
+            return resource.identity.get(host, volume.name)
+        return f"naa.{volume.name}" + ("-other" if (host, volume.name) in self.wrong_lun else "")
+
+    def linked(self, one: str, other: str) -> bool:
+        """Do both have power, and does the network between them work?"""
+        powered = self.machines[one].powered and self.machines[other].powered
+        return powered and frozenset((one, other)) not in self.cut_links
+
+    def owner(self, volume_name: str) -> Guest:
+        return next(g for g in self.guests.values() if any(v.name == volume_name for v in g.volumes))
+
+    # -- changing --------------------------------------------------------------------------------
+
+    def changed(self, subject: str, what: str, *, uuid: str = "") -> None:
+        """Something is different now: note it, check everything, let libvirt tell its listeners."""
+        self.trace.note("world", subject, what)
+        self.check(f"{subject}: {what}")
+        machine = self.machines.get(subject)
+        if uuid and machine is not None and machine.libvirt_up:
+            for listener in list(machine.listeners):
+                listener(uuid)
+
+    def between(self, bounds: tuple[float, float]) -> float:
+        return self.rng.uniform(*bounds)
+
+    def later(self, delay_s: float, what: Callable[..., None], *args: object) -> asyncio.TimerHandle:
+        """A thing of the world: it happens whoever has died."""
+        return self.loop.call_later(delay_s, lambda: what(*args), context=self._context)
+
+    # -- domains ---------------------------------------------------------------------------------
+
+    def end_process(self, host: str, uuid: str, *, keep: bool, reason: str = "shutdown") -> None:
+        """QEMU gets its end; the kernel reaps it a moment later. `keep`: the definition stays."""
+        machine = self.machines[host]
+        domain = machine.domains.pop(uuid)
+        if keep:
+            machine.domains[uuid] = Domain(DomainState.SHUTOFF, reason, process=False, ran=domain.ran)
+        if domain.process:
+            machine.ending.add(uuid)
+            self.later(self.between((0.0, 0.4)), self._reaped, host, uuid)
+        self.changed(host, f"QEMU of {self.guests[uuid].name} ends ({reason})", uuid=uuid)
+
+    def _reaped(self, host: str, uuid: str) -> None:
+        machine = self.machines[host]
+        if uuid not in machine.ending:
+            return
+        machine.ending.discard(uuid)
+        self.changed(host, f"QEMU of {self.guests[uuid].name} is gone", uuid=uuid)
+
+    def ask_to_stop(self, host: str, uuid: str) -> None:
+        """ACPI: the guest shuts down by itself, some time later."""
+        domain = self.machines[host].domains[uuid]
+        domain.state, domain.reason = DomainState.SHUTDOWN, "user"
+        self.changed(host, f"{self.guests[uuid].name} begins to shut down", uuid=uuid)
+        self.later(self.between((0.5, 4.0)), self._stopped, host, uuid)
+
+    def _stopped(self, host: str, uuid: str) -> None:
+        domain = self.machines[host].domains.get(uuid)
+        if domain is not None and domain.process and domain.state is DomainState.SHUTDOWN:
+            self.end_process(host, uuid, keep=True)
+            self.closed(host, uuid)
+
+    def closed(self, host: str, uuid: str) -> None:
+        """The last opener of a DRBD device is gone: auto-promote's counterpart demotes it."""
+        for volume in self.guests[uuid].volumes:
+            if isinstance(volume, DrbdVolume):
+                self.resources[volume.name].mine(host).role = Role.SECONDARY
+
+    def start_by_hand(self, host: str, uuid: str) -> None:
+        """`virsh start` by an operator, with the disk work that goes before."""
+        machine = self.machines[host]
+        for volume in self.guests[uuid].volumes:
+            if isinstance(volume, IscsiVolume):
+                machine.sessions.add(volume.name)
+            elif isinstance(volume, DrbdVolume):
+                refused = self.resources[volume.name].promote(host)
+                assert not refused, refused
+        machine.domains[uuid] = Domain(DomainState.RUNNING, "booted", process=True, ran=True)
+        self.begins_to_execute(host, uuid)
+        self.excused.discard(uuid)
+        self.consented.discard(uuid)
+        self.changed(host, f"{self.guests[uuid].name} is started by hand", uuid=uuid)
+
+    def begins_to_execute(self, host: str, uuid: str) -> None:
+        """From now on the guest writes here."""
+        for volume in self.guests[uuid].volumes:
+            resource = self.resources.get(volume.name)
+            if resource is None:
+                continue
+            if not resource.current(host):
+                self.trace.violate("I7", f"{self.guests[uuid].name} executes on {host} on a stale copy")
+            if not resource.connected:
+                self._generation += 1
+                resource.wrote_alone(host, self._generation)
+
+    # -- DRBD links ------------------------------------------------------------------------------
+
+    def drop_link(self, resource: Resource, why: str) -> None:
+        """Replication breaks off; whoever executes goes on writing alone."""
+        if not resource.connected:
+            return
+        resource.disconnect()
+        for host in resource.replicas:
+            if self.executes(self.machines[host], self.owner(resource.name).uuid):
+                self._generation += 1
+                resource.wrote_alone(host, self._generation)
+        self.changed(resource.name, f"disconnected: {why}")
+
+    def try_connect(self, resource: Resource) -> None:
+        """Both ends try until it works; called whenever an obstacle has gone."""
+        first, second = resource.replicas.values()
+        ready = first.up and second.up and self.linked(first.host, second.host)
+        if resource.connected or not ready:
+            return
+        trouble = resource.connect()
+        if trouble.startswith("Split-Brain"):
+            self.trace.violate("I8", f"{resource.name}: split brain")
+        self.changed(resource.name, trouble or ("connected, resync" if resource.syncing else "connected"))
+        if resource.syncing:
+            self.later(self.between(RESYNC_S), self._resynced, resource)
+
+    def _resynced(self, resource: Resource) -> None:
+        if resource.connected and resource.syncing:
+            resource.synced()
+            self.changed(resource.name, "in sync")
+
+    def reconnect_all(self) -> None:
+        for resource in self.resources.values():
+            if not resource.connected:
+                self.later(self.between(RECONNECT_S), self.try_connect, resource)
+
+    # -- links and power -------------------------------------------------------------------------
+
+    def cut_link(self, one: str, other: str) -> None:
+        """Replication and memory streams between two hosts break."""
+        self.cut_links.add(frozenset((one, other)))
+        self.trace.note("fault", one, f"link to {other} is cut")
+        for resource in self.resources.values():
+            if set(resource.replicas) == {one, other}:
+                self.drop_link(resource, "link cut")
+        self.link_changed()
+
+    def heal_link(self, one: str, other: str) -> None:
+        self.cut_links.discard(frozenset((one, other)))
+        self.trace.note("fault", one, f"link to {other} works again")
+        self.reconnect_all()
+
+    def power_off(self, host: str, why: str) -> None:
+        """Everything on it ends at once; definitions and data stay."""
+        machine = self.machines[host]
+        if not machine.powered:
+            return
+        lost = {uuid for uuid, domain in machine.domains.items() if domain.process and domain.ran}
+        machine.powered = machine.booted = machine.libvirt_up = False
+        machine.domains = {
+            uuid: Domain(DomainState.SHUTOFF, "crashed" if d.ran else "unknown", process=False, ran=d.ran)
+            for uuid, d in machine.domains.items()
+            if d.persistent
+        }
+        self.excused |= {uuid for uuid in lost if not self.where(uuid)}
+        machine.ending.clear()
+        machine.sessions.clear()
+        machine.listeners.clear()
+        for resource in self.resources.values():
+            if host in resource.replicas:
+                self.drop_link(resource, f"{host} has no power")
+                resource.power_lost(host)
+        self.changed(host, f"loses power ({why})")
+        self.on_power(host, False)
+        self.link_changed()
+
+    def power_on(self, host: str) -> None:
+        machine = self.machines[host]
+        if machine.powered:
+            return
+        machine.powered = True
+        machine.boot += 1
+        self.changed(host, "has power")
+        self.later(self.between(BOOT_S), self._booted, host, machine.boot)
+
+    def _booted(self, host: str, boot: int) -> None:
+        machine = self.machines[host]
+        if not machine.powered or machine.boot != boot:
+            return
+        machine.booted = machine.libvirt_up = True
+        self.changed(host, "has booted")
+        for resource in self.resources.values():
+            if host in resource.replicas:
+                self.later(self.between((0.0, 3.0)), self._resource_up, host, boot, resource)
+        self.on_power(host, True)
+
+    def _resource_up(self, host: str, boot: int, resource: Resource) -> None:
+        machine = self.machines[host]
+        if machine.powered and machine.boot == boot:
+            resource.mine(host).up = True
+            self.changed(host, f"{resource.name} is up")
+            self.later(self.between(RECONNECT_S), self.try_connect, resource)
