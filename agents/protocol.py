@@ -8,7 +8,7 @@ this agent would not honour.
 
 HTTP surface of an agent (mTLS, port 7443):
 
-    GET  /v1/report                      -> HostReport
+    GET  /v1/report[?storage=1]          -> HostReport          (storage=1: all volumes looked at anew)
     GET  /v1/events                      -> NDJSON, one Event per line, a heartbeat at least every 1 s
     POST /v1/preflight   Preflight       -> PreflightReport     (reads only)
     POST /v1/observe     Observe         -> Observation         (reads only: one guest on this host)

@@ -159,7 +159,7 @@ def _bug(error: Exception) -> str:
 
 
 def unknown(volume: Volume, *problems: str) -> VolumeReport:
-    """Nothing is known of the volume, which is never safe (I19): its window may be open, its copy the last."""
+    """Nothing is known of the volume, never safe (I19): its window may be open, its copy the last one."""
     replicated = isinstance(volume, DrbdVolume)
     return VolumeReport(
         volume=volume,
