@@ -28,6 +28,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from agents.mistakes import Seconds
 from storage.words import Handover, Volume, VolumeReport, WindowOptions
 
 PROTOCOL = 1
@@ -38,11 +39,9 @@ AnyVolume = Annotated[Volume, Field(discriminator="kind")]
 # obeyed once and never be followed by a higher one.
 MAX_INTEGER = 2**53
 MAX_ATTEMPT = 999_999_999  # as many digits as the path of an attempt takes
-MAX_DEADLINE_S = 7 * 24 * 3600.0
 MAX_DOWNTIME_MS = 2_000_000  # QEMU's own bound
 
 Epoch = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
-DeadlineS = Annotated[float, Field(gt=0, le=MAX_DEADLINE_S, allow_inf_nan=False)]
 
 
 class DomainState(StrEnum):
@@ -221,7 +220,7 @@ class MigrateDomain:
     bandwidth_bps: Annotated[int, Field(ge=1, le=MAX_INTEGER)] | None = (
         None  # bytes per second; None = no limit
     )
-    deadline_s: DeadlineS = 3600.0  # asked to abort after that
+    deadline_s: Seconds = 3600.0  # asked to abort after that
     volumes: tuple[AnyVolume, ...] = ()
     handover: Handover | None = None
     kind: Literal["migrate-domain"] = "migrate-domain"
@@ -244,7 +243,7 @@ class ShutdownDomain:
     """Ask the guest to shut down (ACPI), with the operator's consent by name (I5); never destroys it."""
 
     uuid: str
-    deadline_s: DeadlineS = 120.0
+    deadline_s: Seconds = 120.0
     kind: Literal["shutdown-domain"] = "shutdown-domain"
 
 
