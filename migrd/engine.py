@@ -95,7 +95,10 @@ class Engine:
         self.placement = placement(self)
         self._open: dict[str, Record] = {}
         self._runners: dict[str, Runner] = {}
-        self._admitted: set[str] = set()
+        self._deciding: dict[str, Record] = {}  # operations that say something about hosts
+        self._admitted: set[str] = set()  # let in or sent away; the event may still be on its way
+        self._waiting: dict[str, Slot] = {}  # moves that have not been let in
+        self._running: dict[str, Slot] = {}  # moves that hold a slot
         self._beginning = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
         self._runner_tasks: set[asyncio.Task[None]] = set()
@@ -116,6 +119,9 @@ class Engine:
             record.note(row.at_s)
         self._open = {name: record for name, record in self._open.items() if not saga.ended(record.state)}
         self._administrative = None
+        self._waiting, self._running = {}, {}
+        for record in self.open():
+            self._note_slot(record)
 
     async def run(self) -> None:
         """Take up every open operation, and work until cancelled."""
@@ -154,12 +160,16 @@ class Engine:
         record.note(row.at_s)
         self._spawn(record, commands)
         self._changed(record, row)
+        self._admit()
         return record
 
     def _register(self, operation: str, request: Request, state: saga.SagaState, row: Row) -> Record:
         parent = request.parent if isinstance(request, MigrateRequested) else ""
         record = Record(id=operation, state=state, requested_at_s=row.at_s, seq=row.seq, parent=parent)
         self.records[operation] = self._open[operation] = record
+        if not isinstance(state, MigrateState):
+            self._deciding[operation] = record
+        self._note_slot(record)
         if parent in self.records:
             self.records[parent].children.append(operation)
         return record
@@ -223,7 +233,8 @@ class Engine:
 
     def _changed(self, record: Record, row: Row | None) -> None:
         if row is not None:
-            self._administrative = None
+            if record.id in self._deciding:
+                self._administrative = None
             ended = saga.ended(record.state)
             parent = self.records.get(record.parent)
             if parent is not None and parent.first_call_at_s is None:
@@ -233,7 +244,8 @@ class Engine:
                 self._admitted.discard(record.id)
             if ended or saga.parked(record.state):
                 self._tell_parent(record)
-            self._admit()
+            if self._note_slot(record) or record.id in self._deciding:
+                self._admit()
         self._told(record, row)
 
     def _tell_parent(self, record: Record) -> None:
@@ -259,33 +271,45 @@ class Engine:
     def administrative(self) -> Mapping[str, HostState]:
         """Draining, drained, off: what the journal says about hosts."""
         if self._administrative is None:
-            self._administrative = projection.administrative(self.records.values())
+            self._administrative = projection.administrative(self._deciding.values())
         return self._administrative
 
+    def _note_slot(self, record: Record) -> bool:
+        """Does the move wait, hold a slot, or neither? True if that is not what it was."""
+        state = record.state
+        if not isinstance(state, MigrateState):
+            return False
+        waits = state.stage is Stage.PENDING and record.id not in self._admitted
+        # Past the commit point only its disks are tidied up: that keeps no other move waiting.
+        holds = not (waits or state.stage.ended or state.stage is Stage.PARKED or state.committed)
+        if waits == (record.id in self._waiting) and holds == (record.id in self._running):
+            return False
+        slot = Slot(
+            operation=record.id,
+            group=record.parent or record.id,
+            source=state.request.source,
+            target=state.request.target,
+            order=record.seq,
+        )
+        for wanted, moves in ((waits, self._waiting), (holds, self._running)):
+            if wanted:
+                moves[record.id] = slot
+            else:
+                moves.pop(record.id, None)
+        return True
+
     def _admit(self) -> None:
-        """Let waiting moves begin as far as slots are free."""
+        """Let waiting moves begin as far as slots are free. What is let in holds its slot from then on."""
         if self._tasks is None or self.superseded:
             return
-        waiting, running = [], []
-        for record, state in self.moves():
-            slot = Slot(
-                operation=record.id,
-                group=record.parent or record.id,
-                source=state.request.source,
-                target=state.request.target,
-                order=record.seq,
-            )
-            if state.stage is Stage.PENDING and record.id not in self._admitted:
-                decided = self.administrative().get(slot.target)
-                if decided is None:
-                    waiting.append(slot)
-                else:
-                    self._admitted.add(record.id)
-                    self.post(record.id, Withdrawn(reason=f"{slot.target} is {decided} by now"))
-            elif state.stage is not Stage.PARKED and not state.committed:  # then only its disks are tidied up
-                running.append(slot)
-        for operation in admit(waiting, running, self.settings.caps):
+        decided = self.administrative()
+        for slot in [each for each in self._waiting.values() if each.target in decided]:
+            self._admitted.add(slot.operation)
+            del self._waiting[slot.operation]
+            self.post(slot.operation, Withdrawn(reason=f"{slot.target} is {decided[slot.target]} by now"))
+        for operation in admit(self._waiting.values(), self._running.values(), self.settings.caps):
             self._admitted.add(operation)
+            self._running[operation] = self._waiting.pop(operation)
             self.post(operation, Admitted())
 
     # -- commands ---------------------------------------------------------------------------------

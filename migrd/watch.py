@@ -81,6 +81,7 @@ class _Watch:
         self._stale = asyncio.Event()
         self._logs: dict[object, list[Event]] = {}
         self._cache: tuple[HostReport | None, HostState, HostState, tuple[str, ...], Host] | None = None
+        self._shown: Host | None = None
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -212,7 +213,10 @@ class _Watch:
                 host, problems=(*problems, *host.problems), has_bmc=self.name in self._view.with_bmc
             )
             cached = self._cache = (report, state, observed, problems, host)
-        return replace(cached[4], last_heard_s=self.heard_s)
+            self._shown = None
+        if self._shown is None or self._shown.last_heard_s != self.heard_s:
+            self._shown = replace(cached[4], last_heard_s=self.heard_s)
+        return self._shown
 
 
 class ClusterView:
