@@ -100,7 +100,7 @@ class Service:
         path, query = _split(target)
         match method, *path:
             case "GET", "v1", "report":
-                return _json(await self._report())
+                return _json(await self._report(storage=query.get("storage") == "1"))
             case "POST", "v1", "preflight":
                 return _json(await self._preflight(_read(Preflight, body)))
             case "POST", "v1", "observe":
@@ -118,8 +118,8 @@ class Service:
 
     # -- reads -----------------------------------------------------------------------------------
 
-    async def _report(self) -> HostReport:
-        report = await self.inventory.fresh()
+    async def _report(self, *, storage: bool) -> HostReport:
+        report = await self.inventory.fresh(storage=storage)
         if report is None:
             raise ProblemError(503, problems.UNAVAILABLE, "No report yet", "the agent has just started")
         return report

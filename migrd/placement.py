@@ -195,7 +195,7 @@ class Placement:
         )
 
     async def check_power_off(self, host: str) -> PowerChecked:
-        """I12, from reports of this very moment. A host whose power is off has nothing to say."""
+        """I12, from reports and volumes of this very moment. A host whose power is off has nothing to say."""
         off = self._powered_off()
         names = [name for name in self._view.cluster().hosts if name == host or name not in off]
         slots = asyncio.Semaphore(REREAD_AT_ONCE)
@@ -204,7 +204,7 @@ class Placement:
 
         async def ask(name: str) -> None:
             async with slots:
-                report = await self._reread(name)
+                report = await self._reread(name, storage=True)
             if isinstance(report, str):
                 unheard.append(name)
             else:
@@ -228,7 +228,7 @@ class Placement:
             return (f"host {host} is unknown",)
         if found.observed is not HostState.ONLINE:
             return (f"{host} is {found.observed}",)
-        report = await self._reread(host)
+        report = await self._reread(host, storage=True)
         if isinstance(report, str):
             return (report,)
         reasons = [] if report.libvirt_ok else [f"libvirt on {host} does not answer"]
@@ -250,10 +250,10 @@ class Placement:
                 )
         return tuple(reasons)
 
-    async def _reread(self, host: str) -> HostReport | str:
+    async def _reread(self, host: str, *, storage: bool = False) -> HostReport | str:
         try:
             async with asyncio.timeout(REREAD_S):
-                return await self._view.reread(host)
+                return await self._view.reread(host, storage=storage)
         except OutcomeError as error:
             return str(error)
         except TimeoutError:

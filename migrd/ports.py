@@ -30,7 +30,7 @@ from migrd.sagas.events import Event
 class AgentPort(Protocol):
     """One host's agent; raises storage.errors only. `agents.client.AgentClient` is the real one."""
 
-    async def report(self) -> HostReport: ...
+    async def report(self, *, storage: bool = False) -> HostReport: ...
 
     async def observe(self, question: Observe) -> Observation: ...
 
@@ -46,8 +46,11 @@ class ViewPort(Protocol):
 
     def cluster(self) -> Cluster: ...
 
-    async def reread(self, host: str) -> HostReport:
-        """Ask the host now, past all caches. Raises storage.errors, KeyError for an unknown host."""
+    async def reread(self, host: str, *, storage: bool = False) -> HostReport:
+        """Ask the host now, past all caches; `storage`: its volumes are looked at anew for it, too.
+
+        Raises storage.errors, KeyError for an unknown host.
+        """
         ...
 
 

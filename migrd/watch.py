@@ -36,7 +36,7 @@ MAX_MISSED_EVENTS = 10_000  # kept while a report is under way; more than that: 
 class Agent(Protocol):
     """The part of `agents.client.AgentClient` that is needed here. Raises storage.errors only."""
 
-    async def report(self) -> HostReport: ...
+    async def report(self, *, storage: bool = False) -> HostReport: ...
 
     def events(self) -> AsyncIterator[Event]: ...
 
@@ -144,13 +144,13 @@ class _Watch:
     def _old(self) -> bool:
         return self.read_s is None or self._view.now() - self.read_s >= self._view.policy.refresh_s
 
-    async def read(self, deadline_s: float) -> HostReport:
+    async def read(self, deadline_s: float, *, storage: bool = False) -> HostReport:
         """The whole report, now; also kept. Raises storage.errors, Retryable at the deadline."""
         key = object()
         log = self._logs[key] = []
         try:
             async with asyncio.timeout(deadline_s):
-                report = await self.agent.report()
+                report = await self.agent.report(storage=storage)
         except TimeoutError:
             raise Retryable(f"{self.name}: no report within {deadline_s:g} s") from None
         finally:
@@ -278,9 +278,9 @@ class ClusterView:
             self._guests = tuple(guest for watch in self._watches.values() for guest in watch.guests)
         return Cluster(hosts=hosts, guests=self._guests)
 
-    async def reread(self, host: str, deadline_s: float = 10.0) -> HostReport:
-        """Ask the host now, e.g. before its power is cut (I12). Raises storage.errors."""
-        return await self._watches[host].read(deadline_s)
+    async def reread(self, host: str, *, storage: bool = False, deadline_s: float = 10.0) -> HostReport:
+        """Ask the host now, e.g. with `storage` before its power is cut (I12). Raises storage.errors."""
+        return await self._watches[host].read(deadline_s, storage=storage)
 
     def xml_of(self, uuid: str) -> str | None:
         """The newest definition known, also of a guest whose host is silent; None = never seen."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from agents.client import AttemptNotSeen, StaleEpoch
 from agents.protocol import (
@@ -28,7 +29,7 @@ from agents.protocol import (
     SweepTarget,
 )
 from storage.errors import Retryable, Unknown
-from storage.words import IscsiQemuVolume, IscsiVolume, Role, Side, WindowOptions
+from storage.words import IscsiQemuVolume, IscsiVolume, Role, Side, VolumeReport, WindowOptions
 from tests.core.fake_world import RUNS, World
 
 Key = tuple[str, str, int]
@@ -49,6 +50,7 @@ class FakeAgent:
         self.lose_reply: dict[str, int] = {}  # step -> how many replies get lost, though it is done
         self.before: dict[str, Callable[[], None]] = {}  # step -> what happens just before it is done
         self.seen: list[Attempt] = []
+        self.seen_volumes: tuple[VolumeReport, ...] | None = None  # by the last look, if it is an older one
 
     # -- RPC --------------------------------------------------------------------------------------
 
@@ -56,10 +58,13 @@ class FakeAgent:
         if not self.world.machines[self.host].agent:
             raise Retryable(f"{self.host}: connection refused")
 
-    async def report(self) -> HostReport:
+    async def report(self, *, storage: bool = False) -> HostReport:
         await asyncio.sleep(0.001)
         self._reach()
-        return self.world.report(self.host)
+        report = self.world.report(self.host)
+        if storage or self.seen_volumes is None:
+            return report
+        return replace(report, volumes=self.seen_volumes)
 
     async def preflight(self, question: Preflight) -> PreflightReport:
         await asyncio.sleep(0.001)

@@ -107,8 +107,8 @@ class FakeView:
                 guests += [guest_of(domain, name) for domain in report.domains]
         return Cluster(hosts=hosts, guests=tuple(guests))
 
-    async def reread(self, host: str) -> HostReport:
-        return await self.agents[host].report()
+    async def reread(self, host: str, *, storage: bool = False) -> HostReport:
+        return await self.agents[host].report(storage=storage)
 
 
 class FakePower:

@@ -385,7 +385,7 @@ def test_a_host_never_heard_of_is_unknown() -> None:
 
 def test_a_bug_ends_the_view_instead_of_leaving_an_old_picture() -> None:
     class Broken(ScriptedAgent):
-        async def report(self) -> Any:
+        async def report(self, *, storage: bool = False) -> Any:
             raise ZeroDivisionError
 
     async def tell() -> None:

@@ -87,6 +87,10 @@ class SimDrbd:
         world.changed(name, f"promotes {resource.name}: {refused or 'done'}")
         return refused
 
+    async def reasons_apart(self, volume: Volume, handover: Handover) -> tuple[str, ...]:
+        await self._host.pause(CALL_S)
+        return self._of(volume).problems(self._host.name)
+
     async def release(self, volume: Volume, handover: Handover) -> None:
         resource, name = self._of(volume), self._host.name
         await self._host.pause(CALL_S)
@@ -177,6 +181,9 @@ class SimIscsi:
         if volume.name not in self._host.machine.sessions:
             raise Refused(f"{volume.name}: no session on this host")
 
+    async def reasons_apart(self, volume: Volume, handover: Handover) -> tuple[str, ...]:
+        return ()
+
     async def release(self, volume: Volume, handover: Handover) -> None:
         await self._host.pause(CALL_S)
         if volume.name not in self._host.machine.sessions:
@@ -220,6 +227,9 @@ class SimIscsiQemu:
 
     async def acquire(self, volume: Volume, handover: Handover) -> None:
         await self._host.pause(CALL_S)
+
+    async def reasons_apart(self, volume: Volume, handover: Handover) -> tuple[str, ...]:
+        return ()
 
     async def release(self, volume: Volume, handover: Handover) -> None:
         await self._host.pause(CALL_S)
