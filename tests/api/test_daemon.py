@@ -48,6 +48,7 @@ class Daemon:
     def start(self) -> subprocess.Popen[str]:
         environment = {
             "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(Path(__file__).parents[2]),  # the code beside these tests
             "NOTIFY_SOCKET": str(self.folder / "notify"),
             "WATCHDOG_USEC": "2000000",
         }
