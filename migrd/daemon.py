@@ -16,13 +16,13 @@ from migrd.api.app import build_app
 from migrd.api.context import Api
 from migrd.api.server import serving
 from migrd.changes import Change
-from migrd.config import Loaded, MigrdConfig
+from migrd.config import Loaded, MigrdConfig, secret_problem
 from migrd.controller import Controller
 from migrd.journal import Journal
+from migrd.members import Members
 from migrd.metrics import Metrics
 from migrd.model import HostState
 from migrd.planning import BoundPlanner
-from migrd.power import Power
 from migrd.preflight import Interviewer
 from migrd.watch import ClusterView
 
@@ -58,13 +58,14 @@ async def running(loaded: Loaded, version: str) -> AsyncIterator[str]:
     async with AsyncExitStack() as stack:
         journal = await Journal.open(config.state.dir / JOURNAL_FILE)
         stack.push_async_callback(journal.close)
-        agents = {
-            name: AgentClient(name, host.agent, loaded.agent_tls) for name, host in config.hosts.items()
-        }
-        for agent in agents.values():
-            stack.push_async_callback(agent.close)
+        members = Members(
+            config.hosts,
+            connect=lambda name, host: AgentClient(name, host.agent, loaded.agent_tls),
+            secret_problem=secret_problem,
+        )
+        stack.push_async_callback(members.close)
         metrics = Metrics(version)
-        view, controller = _core(config, agents, journal, metrics)
+        view, controller = _core(config, members, journal, metrics)
         # Before anything is watched: a drained host must not be taken for a usable one, even for a moment.
         await controller.recover()
         metrics.follow(controller)
@@ -77,7 +78,7 @@ async def running(loaded: Loaded, version: str) -> AsyncIterator[str]:
             now_s=asyncio.get_running_loop().time,
         )
         await stack.enter_async_context(
-            _tasks(view=view.run(), controller=controller.run(), loop=_pulse(metrics))
+            _tasks(view=view.run(), controller=controller.run(), members=members.run(), loop=_pulse(metrics))
         )
         late = await view.settled(SETTLE_S)
         if late:
@@ -87,10 +88,9 @@ async def running(loaded: Loaded, version: str) -> AsyncIterator[str]:
 
 
 def _core(
-    config: MigrdConfig, agents: Mapping[str, AgentClient], journal: Journal, metrics: Metrics
+    config: MigrdConfig, members: Members, journal: Journal, metrics: Metrics
 ) -> tuple[ClusterView, Controller]:
     """View and controller need each other: the view shows what was decided, the controller what is seen."""
-    bmcs = {name: host.bmc for name, host in config.hosts.items() if host.bmc is not None}
     controller: Controller | None = None
 
     def administrative() -> Mapping[str, HostState]:
@@ -101,21 +101,23 @@ def _core(
             controller.on_change(change)
 
     view = ClusterView(
-        agents,
+        members.agents,
         administrative=administrative,
         on_change=on_change,
         policy=config.watch,
-        with_bmc=tuple(bmcs),
+        with_bmc=[name for name in members.agents if members.power.has(name)],
     )
+    members.watched_by(view)
     controller = Controller(
         view=view,
-        interviewer=Interviewer(agents, deadline_s=config.watch.preflight_deadline_s),
+        interviewer=Interviewer(members.agents, deadline_s=config.watch.preflight_deadline_s),
         planner=BoundPlanner(config.policy),
-        agents=agents,
+        agents=members.agents,
         journal=journal,
-        power=Power(bmcs),
+        power=members.power,
         settings=config.settings(),
         observer=metrics,
+        members=members,
     )
     return view, controller
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 import structlog
 
 from agents.protocol import MigrationProgress
-from migrd import projection, saga
+from migrd import projection, roster, saga
 from migrd.acts import Acts, Patience, Superseded
 from migrd.executor import JOURNAL_RETRY_S, Runner
+from migrd.host_config import HostConfig
 from migrd.model import HostState
 from migrd.operations import OperationState
 from migrd.placement import Placement
@@ -40,6 +41,8 @@ from migrd.sagas.events import (
     CancelRequested,
     ChildEnded,
     Event,
+    HostAdded,
+    HostRemoved,
     MigrateRequested,
     PowerActed,
     PowerChecked,
@@ -93,6 +96,7 @@ class Engine:
         self._alarm = alarm
         self._acts = Acts(agents, epoch=journal.epoch, clock=clock, patience=settings.patience)
         self.placement = placement(self)
+        self.added: dict[str, HostConfig] = {}  # hosts that are not in migrd.toml
         self._open: dict[str, Record] = {}
         self._runners: dict[str, Runner] = {}
         self._admitted: set[str] = set()
@@ -160,6 +164,8 @@ class Engine:
         parent = request.parent if isinstance(request, MigrateRequested) else ""
         record = Record(id=operation, state=state, requested_at_s=row.at_s, seq=row.seq, parent=parent)
         self.records[operation] = self._open[operation] = record
+        if isinstance(request, HostAdded | HostRemoved):
+            self.added = roster.after(self.added, request)
         if parent in self.records:
             self.records[parent].children.append(operation)
         return record

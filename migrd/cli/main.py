@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import Abort, TyperException
 
-from migrd.cli import reads, work
+from migrd.cli import hosts, reads, work
 from migrd.cli.errors import CliError, Interrupted
 from migrd.cli.exits import Exit
 from migrd.cli.fmt import cell
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-host = typer.Typer(help="One host: show, power.", no_args_is_help=True)
+host = typer.Typer(help="One host: show, add, remove, power.", no_args_is_help=True)
 vm = typer.Typer(help="One guest: show.", no_args_is_help=True)
 op = typer.Typer(help="One operation: show, watch, cancel, resume.", no_args_is_help=True)
 volume = typer.Typer(help="One volume: show.", no_args_is_help=True)
@@ -44,6 +44,8 @@ app.command()(reads.ops)
 app.command()(reads.volumes)
 app.command()(reads.events)
 host.command("show")(reads.host_show)
+host.command("add")(hosts.host_add)
+host.command("remove")(hosts.host_remove)
 host.command("power")(work.power)
 vm.command("show")(reads.vm_show)
 op.command("show")(reads.op_show)

@@ -39,6 +39,8 @@ WORK = [
     "host power h1 on",
     "op cancel op-1",
     "op resume op-1",
+    "host add h4 --url https://h4:1",
+    "host remove h4",
 ]
 BRIEF = ("--reconnect-s", "0", "-o", "json")
 

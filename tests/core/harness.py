@@ -15,7 +15,7 @@ from migrd.model import Cluster, HostState
 from migrd.operations import Operation
 from migrd.planner import Policy
 from migrd.planning import BoundPlanner
-from migrd.ports import JournalReadOnly, Row
+from migrd.ports import JournalReadOnly, MembersPort, NoMembers, Row
 from migrd.preflight import Interviewer
 from migrd.sagas.events import EVENT, DrainRequested, Event
 from migrd.sagas.migrate_state import MigrateState
@@ -129,6 +129,7 @@ class Cluster3:
         self.agents = {name: FakeAgent(self.world, name) for name in self.world.machines}
         self.journal = MemoryJournal()
         self.settings = settings
+        self.members: MembersPort = NoMembers()
         self.controller: Controller = None  # type: ignore[assignment]  # before the first start
         self._task: asyncio.Task[None] | None = None
         self._folded = 0  # journal rows that are in `_states`
@@ -166,6 +167,7 @@ class Cluster3:
             power=FakePower(self.world),
             settings=self.settings,
             clock=LoopClock(),
+            members=self.members,
         )
         view.administrative = self.controller.administrative
         await self.controller.recover()
