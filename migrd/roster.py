@@ -12,7 +12,7 @@ from migrd.host_config import HostConfig
 from migrd.model import Cluster, Host
 from migrd.operations import Operation, OperationKind
 from migrd.sagas.events import HostAdded, HostRemoved
-from storage.words import DrbdVolume, Health, Role, VolumeReport
+from storage.words import DrbdVolume, Health, Role
 
 Hosts = Mapping[str, HostConfig]
 
@@ -51,27 +51,29 @@ def reasons_not_to_add(name: str, host: HostConfig, fixed: Hosts, added: Hosts) 
 def reasons_not_to_remove(
     name: str, fixed: Hosts, cluster: Cluster, unfinished: Iterable[Operation]
 ) -> list[str]:
-    """Empty = it may be removed. From what is known: a host never heard of has nothing that speaks for it."""
+    """Empty = it may be removed."""
     reasons = []
     if name in fixed:
         reasons.append(f"{name} is in migrd.toml: remove [hosts.{name}] there, then restart migrd")
-    reasons += [
-        f"{name} still has guest {guest.name} ({guest.state}): migrctl drain {name} moves what runs; "
-        "what is shut off has to be undefined there"
-        for guest in sorted(cluster.guests_on(name), key=lambda guest: guest.name)
-    ]
     reasons += [
         f"{op.id} ({op.kind} {op.subject}) has not ended: see migrctl op show {op.id}"
         for op in unfinished
         if name in _hosts_of(op)
     ]
     host = cluster.hosts.get(name)
-    for report in host.volumes.values() if host is not None else ():
-        if isinstance(report.volume, DrbdVolume) and not _held_elsewhere(host, report, cluster):
-            reasons.append(
-                f"{name} is the only holder of a current replica of {report.volume.name} that is known: "
-                "let it be replicated first"
-            )
+    if host is None or _stands_for_another(host, cluster):
+        return reasons  # what it shows is not its own
+    reasons += [
+        f"{name} still has guest {guest.name} ({guest.state}): migrctl drain {name} moves what runs; "
+        "what is shut off has to be undefined there"
+        for guest in sorted(cluster.guests_on(name), key=lambda guest: guest.name)
+    ]
+    held = _held_here(host) if host.node else _perhaps_held(host, cluster)
+    reasons += [
+        f"{name} is the only holder of a current replica of {volume} that is known: replicate it first"
+        for volume in held
+        if not _current_elsewhere(volume, host, cluster)
+    ]
     return reasons
 
 
@@ -80,16 +82,48 @@ def _hosts_of(operation: Operation) -> tuple[str, ...]:
     return (operation.source, operation.target, *here)
 
 
-def _held_elsewhere(host: Host | None, report: VolumeReport, cluster: Cluster) -> bool:
+def _stands_for_another(host: Host, cluster: Cluster) -> bool:
+    """Added with a wrong address: its agent says that it is another host, or the machine is followed already.
+
+    Nothing is ever sent to such a host, so nothing could be drained from it either.
+    """
+    twin = any(
+        other is not host and other.boot_id and other.boot_id == host.boot_id
+        for other in cluster.hosts.values()
+    )
+    return twin or host.claimed not in ("", host.name)
+
+
+def _held_here(host: Host) -> list[str]:
+    return [
+        name
+        for name, report in host.volumes.items()
+        if isinstance(report.volume, DrbdVolume) and report.role is not Role.DETACHED
+    ]
+
+
+def _perhaps_held(host: Host, cluster: Cluster) -> list[str]:
+    """Never heard since the daemon started: what others share with a node that nobody heard is (I19)."""
+    heard = {each.node for each in cluster.hosts.values()}
+    return sorted(
+        {
+            name
+            for other in cluster.hosts.values()
+            for name, report in other.volumes.items()
+            if isinstance(report.volume, DrbdVolume) and not heard.issuperset(report.volume.nodes)
+        }
+    )
+
+
+def _current_elsewhere(volume: str, host: Host, cluster: Cluster) -> bool:
     """Is another host known to hold a current copy? OK means both are current (I10); unknown is no (I19)."""
-    if report.role is Role.DETACHED:
-        return True  # there is none here
-    if report.sole_current_copy:
+    own = host.volumes.get(volume)
+    if own is not None and own.sole_current_copy:
         return False
     copies = [
-        other.volumes[report.volume.name]
+        other.volumes[volume]
         for other in cluster.hosts.values()
-        if other is not host and report.volume.name in other.volumes
+        if other is not host and volume in other.volumes
     ]
     return any(
         copy.role in (Role.PRIMARY, Role.SECONDARY) and (copy.sole_current_copy or copy.health is Health.OK)

@@ -291,6 +291,7 @@ def test_the_daemon_exits_2_before_any_port_is_opened(etc: Path, check: list[str
         capture_output=True,
         text=True,
         timeout=60,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},  # the code beside these tests
     )
     assert ended.returncode == 2
     assert f"{etc}/migrd.toml: polic: unknown key" in ended.stderr
@@ -306,6 +307,7 @@ def test_check_of_a_good_file_is_0_and_starts_nothing(etc: Path) -> None:
         capture_output=True,
         text=True,
         timeout=60,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},  # the code beside these tests
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "2 hosts" in ended.stdout

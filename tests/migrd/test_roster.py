@@ -31,6 +31,7 @@ def cluster(*guests: Guest, **volumes: VolumeReport) -> Cluster:
         name: Host(
             name=name,
             state=HostState.ONLINE,
+            node=f"n{name[1:]}",
             volumes={volumes[name].volume.name: volumes[name]} if name in volumes else {},
         )
         for name in ("h1", "h2")
@@ -95,8 +96,9 @@ def test_everything_that_speaks_for_a_host_is_told_at_once() -> None:
     reasons = roster.reasons_not_to_remove(
         "h2", {**FIXED, **ADDED}, cluster(*guests, h2=copy(sole=True)), (move, drain, namesake)
     )
-    words = ["in migrd.toml: remove [hosts.h2]", "guest idle (shutoff)", "guest web (running)"]
-    words += ["op-1 (migrate x)", "op-2 (drain h2)", "only holder of a current replica of drbd:db/0"]
+    words = ["in migrd.toml: remove [hosts.h2]", "op-1 (migrate x)", "op-2 (drain h2)"]
+    words += ["guest idle (shutoff)", "guest web (running)"]
+    words += ["only holder of a current replica of drbd:db/0"]
     assert len(reasons) == len(words)
     for word, reason in zip(words, reasons, strict=True):
         assert word in reason
@@ -127,3 +129,32 @@ def test_a_replica_may_go_only_when_another_is_known_to_be_current(
 def test_a_lun_is_no_replica() -> None:
     lun = IscsiVolume(portal="p:1", iqn="iqn.x", lun=0, device="/dev/x")
     assert roster.reasons_not_to_remove("h2", FIXED, cluster(h2=replace(copy(), volume=lun)), ()) == []
+
+
+@pytest.mark.parametrize(
+    ("there", "may"),
+    [(copy(health=Health.DEGRADED), False), (copy(health=Health.DEGRADED, sole=True), True), (copy(), True)],
+)
+def test_a_host_never_heard_may_be_the_node_that_a_degraded_volume_lacks(
+    there: VolumeReport, may: bool
+) -> None:
+    """After a restart nothing is known of a host that is down, but its peers are heard (I10)."""
+    known = cluster(h1=there)
+    silent = Host(name="h2", state=HostState.UNKNOWN)
+    known = replace(known, hosts={**known.hosts, "h2": silent})
+    assert (roster.reasons_not_to_remove("h2", FIXED, known, ()) == []) is may
+    # Where both nodes are heard, the volume says nothing about a host that is not.
+    whole = cluster(h1=there)
+    whole = replace(whole, hosts={**whole.hosts, "h9": replace(silent, name="h9")})
+    assert roster.reasons_not_to_remove("h9", FIXED, whole, ()) == []
+
+
+@pytest.mark.parametrize("wrong", [{"claimed": "h7"}, {"boot_id": "b1"}])
+def test_one_added_with_a_wrong_address_can_be_removed_again(wrong: dict[str, str]) -> None:
+    """It shows the guests of another host, and nothing can be drained from it."""
+    guest = Guest(uuid="u1", name="web", host="h2", state=DomainState.RUNNING, memory_bytes=1)
+    known = cluster(guest, h2=copy(sole=True))
+    hosts = {"h1": replace(known.hosts["h1"], boot_id="b1"), "h2": replace(known.hosts["h2"], boot_id="b2")}
+    assert roster.reasons_not_to_remove("h2", FIXED, replace(known, hosts=hosts), ()) != []
+    hosts["h2"] = replace(hosts["h2"], **wrong)  # type: ignore[arg-type]
+    assert roster.reasons_not_to_remove("h2", FIXED, replace(known, hosts=hosts), ()) == []
