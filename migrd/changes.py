@@ -82,6 +82,14 @@ class Census:
                 self._ran_on.pop(uuid, None)
         return changes
 
+    def forget(self, host: str) -> None:
+        """It is followed no longer: what it had is not gone, only not seen."""
+        for uuid in self._hosts.pop(host, {}):
+            self._present[uuid].discard(host)
+            if not self._present[uuid]:
+                del self._present[uuid]
+                self._ran_on.pop(uuid, None)
+
     def doubles(self) -> dict[str, tuple[str, ...]]:
         """Guests that more than one host reports as running now (I1): uuid -> hosts."""
         found = {}

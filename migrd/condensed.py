@@ -10,16 +10,12 @@ import json
 import zlib
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
 from migrd import saga
 from migrd.projection import Record
-from migrd.sagas.drain import DrainState
-from migrd.sagas.migrate_state import MigrateState
-from migrd.sagas.power import PowerState
-from migrd.sagas.undrain import UndrainState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +31,7 @@ class _Head:
 
 
 _HEAD = TypeAdapter(_Head)
-_STATES: dict[str, TypeAdapter[Any]] = {
-    cls.__name__: TypeAdapter(cls) for cls in (MigrateState, DrainState, UndrainState, PowerState)
-}
+_STATES: dict[str, TypeAdapter[Any]] = {cls.__name__: TypeAdapter(cls) for cls in get_args(saga.SagaState)}
 
 
 @cache

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from migrd.host_config import HostConfig
 from migrd.model import Blocker, Cluster, Plan
 from migrd.operations import ClusterEvent, Operation
 
@@ -77,6 +78,14 @@ class Control(Protocol):
     async def migrate(self, guest: str, request: MigrateRequest) -> Operation: ...
 
     async def power(self, host: str, action: Literal["on", "off"]) -> Operation: ...
+
+    async def add_host(self, name: str, host: HostConfig) -> Operation:
+        """Follow one host more, at once and over restarts."""
+        ...
+
+    async def remove_host(self, name: str) -> Operation:
+        """Follow it no longer. Only what was added: hosts of migrd.toml are removed there."""
+        ...
 
     async def power_status(self, host: str) -> str:
         """'on', 'off' or 'unknown: REASON', asked of the BMC now."""

@@ -12,7 +12,7 @@ await controller.recover()      # before view.run(): hosts keep what was decided
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -23,6 +23,7 @@ from migrd.changes import Change
 from migrd.control import DrainRequest, MigrateRequest, NotFound, Readiness, UndrainRequest, reasons_of
 from migrd.engine import Engine, Settings
 from migrd.feed import Feed
+from migrd.host_config import HostConfig
 from migrd.lives import outdated
 from migrd.model import Cluster, Guest, HostState, Plan
 from migrd.operations import ClusterEvent, Operation, OperationState
@@ -33,6 +34,8 @@ from migrd.ports import (
     InterviewerPort,
     JournalPort,
     JournalReadOnly,
+    MembersPort,
+    NoMembers,
     NullObserver,
     Observer,
     PlannerPort,
@@ -43,10 +46,13 @@ from migrd.ports import (
 )
 from migrd.projection import Record, operation
 from migrd.retention import last_drain
+from migrd.roster import reasons_not_to_add, reasons_not_to_remove
 from migrd.sagas.drain import DrainState
 from migrd.sagas.events import (
     CancelRequested,
     DrainRequested,
+    HostAdded,
+    HostRemoved,
     MovedGuest,
     PowerRequested,
     Request,
@@ -56,6 +62,7 @@ from migrd.sagas.events import (
 from migrd.sagas.events import MigrateRequested as MigrateRow
 from migrd.sagas.migrate_state import MigrateState, Stage
 from migrd.sagas.power import PowerState
+from migrd.sagas.roster import RosterState
 from migrd.sagas.undrain import UndrainState
 from storage.errors import Refused
 
@@ -84,12 +91,14 @@ class Controller:
         settings: Settings | None = None,
         clock: Clock | None = None,
         observer: Observer | None = None,
+        members: MembersPort | None = None,
     ) -> None:
         self._view = view
         self._journal = journal
         self._power = power
         self._clock = clock or RealClock()
         self._observer = observer or NullObserver()
+        self._members = members or NoMembers()
         self._feed = Feed(journal.epoch)
         self._read_only = ""
         self._recovered = False
@@ -126,6 +135,8 @@ class Controller:
     async def recover(self) -> None:
         """Read the journal. Raises JournalError when it cannot be followed: the daemon must not start."""
         await self._engine.recover()
+        for name, host in self._engine.added.items():
+            self._members.take(name, host)
         self._recovered = True
 
     async def run(self) -> None:
@@ -179,6 +190,8 @@ class Controller:
                 self._observer.move_progress(shown, shown.progress)
             self._publish(shown, f"{shown.id} {shown.subject}: copying")
             return
+        if isinstance(record.state, RosterState):
+            self._follow(record.state.request)
         self._observer.operation_changed(shown)
         self._note_move(record, shown)
         where = f" in {_stage_of(record)}" if not shown.state.ended else ""
@@ -193,6 +206,14 @@ class Controller:
         if shown.state.ended:
             self._wakes.pop(record.id, None)
             self._observer.operation_ended(shown)
+
+    def _follow(self, request: HostAdded | HostRemoved) -> None:
+        """Journalled, so it is true: from this moment on."""
+        match request:
+            case HostAdded():
+                self._members.take(request.host, request.config)
+            case HostRemoved():
+                self._members.drop(request.host)
 
     def _note_move(self, record: Record, shown: Operation) -> None:
         if not isinstance(record.state, MigrateState):
@@ -366,6 +387,37 @@ class Controller:
         if reasons:
             raise Refused(*reasons)
         return await self._begin(PowerRequested(host=host, action=action), host)
+
+    async def add_host(self, name: str, host: HostConfig) -> Operation:
+        def conflict() -> list[str]:
+            fixed, added = self._members.fixed, self._engine.added
+            return [*reasons_not_to_add(name, host, fixed, added), *self._members.problems(host)]
+
+        return await self._journalled(HostAdded(host=name, config=host), conflict)
+
+    async def remove_host(self, name: str) -> Operation:
+        known = {*self._members.fixed, *self._engine.added}
+        if name not in known:
+            raise NotFound(f"no host {name}; there are {', '.join(sorted(known)[:NEAR])}: see migrctl hosts")
+        shown = self._view.cluster().hosts.get(name)
+        if shown is not None and shown.observed is HostState.ONLINE:
+            await self._engine.placement.survey(name)  # what it has now, not seconds ago
+
+        def conflict() -> list[str]:
+            cluster = self._view.cluster()
+            return reasons_not_to_remove(name, self._members.fixed, cluster, self.open_operations())
+
+        return await self._journalled(HostRemoved(host=name), conflict)
+
+    async def _journalled(self, row: HostAdded | HostRemoved, conflict: Callable[[], list[str]]) -> Operation:
+        def all_reasons() -> list[str]:
+            read_only = self._journal.read_only
+            return [*conflict(), *([f"no new work is taken: {read_only}"] if read_only else [])]
+
+        try:
+            return operation(await self._engine.begin("", row, all_reasons))
+        except JournalReadOnly as error:
+            raise Refused(f"no new work is taken: {error}") from None
 
     async def cancel(self, operation_id: str) -> Operation:
         record = self._record(operation_id)

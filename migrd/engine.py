@@ -11,9 +11,10 @@ from typing import TypeVar
 import structlog
 
 from agents.protocol import MigrationProgress
-from migrd import projection, retention, saga
+from migrd import projection, retention, roster, saga
 from migrd.acts import Acts, Patience, Superseded
 from migrd.executor import JOURNAL_RETRY_S, Runner
+from migrd.host_config import HostConfig
 from migrd.lives import Lives, outdated
 from migrd.model import HostState
 from migrd.operations import OperationState
@@ -44,6 +45,8 @@ from migrd.sagas.events import (
     CancelRequested,
     ChildEnded,
     Event,
+    HostAdded,
+    HostRemoved,
     MigrateRequested,
     PowerActed,
     PowerChecked,
@@ -54,6 +57,7 @@ from migrd.sagas.events import (
     Withdrawn,
 )
 from migrd.sagas.migrate_state import MigrateState, Stage
+from migrd.sagas.roster import RosterState
 from migrd.sagas.undrain import UndrainState
 from migrd.slots import Caps, Slot, admit
 from storage.errors import Refused
@@ -102,6 +106,7 @@ class Engine:
         self._alarm = alarm
         self._acts = Acts(agents, power=power, epoch=journal.epoch, clock=clock, patience=settings.patience)
         self.placement = placement(self)
+        self.added: dict[str, HostConfig] = {}  # hosts that are not in migrd.toml
         self._open: dict[str, Record] = {}
         self._runners: dict[str, Runner] = {}
         self._deciding: dict[str, Record] = {}  # operations that say something about hosts
@@ -144,8 +149,11 @@ class Engine:
         self._lives.forget(name for name in self.records if name not in self._open)
         self.records = dict(sorted(self.records.items(), key=lambda item: item[1].seq))
         self._deciding = {name: record for name, record in self.records.items() if name in self._deciding}
+        self.added = {}
         for record in self.records.values():
             self._join(record)
+            if isinstance(record.state, RosterState):
+                self.added = roster.after(self.added, record.state.request)
         self._administrative = None
         self._waiting, self._running = {}, {}
         for record in self.open():
@@ -199,6 +207,8 @@ class Engine:
         if not isinstance(state, MigrateState):
             self._deciding[operation] = record
         self._note_slot(record)
+        if isinstance(request, HostAdded | HostRemoved):
+            self.added = roster.after(self.added, request)
         return record
 
     def _join(self, record: Record) -> None:

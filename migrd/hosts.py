@@ -84,6 +84,7 @@ def host_of(name: str, report: HostReport | None, state: HostState, *, observed:
         name=name,
         state=state,
         observed=observed,
+        claimed=report.host,
         arch=report.cpu.arch,
         node=report.node,
         boot_id=report.boot_id,

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 from agents.protocol import (
@@ -21,6 +22,7 @@ from agents.protocol import (
     Observe,
     Preflight,
 )
+from migrd.host_config import HostConfig
 from migrd.model import Cluster, Facts, HostState, Plan
 from migrd.operations import Operation
 from migrd.projection import Record
@@ -72,6 +74,36 @@ class PowerPort(Protocol):
     async def switch(self, host: str, action: str) -> str:
         """Ask for 'on' or 'off'. Returns '' when the BMC accepted, else the reason. Never raises."""
         ...
+
+
+class MembersPort(Protocol):
+    """Hosts come and go while the daemon runs. `migrd.members.Members` is the real one."""
+
+    @property
+    def fixed(self) -> Mapping[str, HostConfig]:
+        """The hosts of migrd.toml: they are changed there, and nowhere else."""
+        ...
+
+    def problems(self, host: HostConfig) -> list[str]:
+        """What is wrong with the files that it names."""
+        ...
+
+    def take(self, name: str, host: HostConfig) -> None: ...
+
+    def drop(self, name: str) -> None: ...
+
+
+class NoMembers:
+    """Hosts neither come nor go: what is followed is fixed by whoever built the view."""
+
+    fixed: Mapping[str, HostConfig] = MappingProxyType({})
+
+    def problems(self, host: HostConfig) -> list[str]:
+        return []
+
+    def take(self, name: str, host: HostConfig) -> None: ...
+
+    def drop(self, name: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,10 @@ from migrd.projection import Record
 from migrd.sagas import power
 from migrd.sagas.drain import DrainState
 from migrd.sagas.drain import Phase as DrainPhase
+from migrd.sagas.events import HostAdded, HostRemoved
+from migrd.sagas.migrate_state import MigrateState
 from migrd.sagas.power import PowerState
+from migrd.sagas.roster import RosterState
 from migrd.sagas.undrain import UndrainState
 
 DAY_S = 86_400.0
@@ -61,14 +64,24 @@ def _needed(records: Sequence[Record]) -> set[str]:
         needed.add(newest.id)  # the next number is one more
     by_host: dict[str, list[Record]] = {}
     for record in records:
-        if isinstance(record.state, DrainState | UndrainState | PowerState):
+        if isinstance(record.state, DrainState | UndrainState | PowerState | RosterState):
             by_host.setdefault(record.state.request.host, []).append(record)
+    needed |= {record.id for record in _latest_words(records).values() if _adds(record)}
     for about in by_host.values():
         if any(r.id in open_ids for r in about):
             needed |= {r.id for r in about}  # what it ends in is not known; there is one at a time
         else:
             needed |= {r.id for r in _decisive(about)}
     return needed
+
+
+def _latest_words(records: Sequence[Record]) -> dict[str, Record]:
+    """What an operator said last about each host that is not in migrd.toml."""
+    return {record.state.request.host: record for record in records if isinstance(record.state, RosterState)}
+
+
+def _adds(record: Record) -> bool:
+    return isinstance(record.state, RosterState) and isinstance(record.state.request, HostAdded)
 
 
 def number(operation: str) -> int:
@@ -89,6 +102,8 @@ def _decisive(about: Sequence[Record]) -> Iterable[Record]:
             case DrainState():
                 drain = record if state.phase is DrainPhase.DONE else drain
                 setter, on = record, None
+            case RosterState(request=HostRemoved()):
+                drain, setter, on = None, None, None  # what was decided about it is void
             case UndrainState() if state.usable:
                 drain, setter, on = None, None, None  # in use, as if nothing had ever been decided
             case PowerState(phase=power.Phase.DONE | power.Phase.FAILED) if state.request.action == "off":
@@ -101,12 +116,17 @@ def _decisive(about: Sequence[Record]) -> Iterable[Record]:
 
 
 def last_drain(records: Iterable[Record], host: str) -> DrainState | None:
-    """The drain that an undrain takes back: the newest one that ended, unless taken back already."""
+    """The drain that an undrain takes back: the newest one that ended, unless taken back or void already."""
     found: DrainState | None = None
     for record in records:
         state = record.state
-        if isinstance(state, DrainState) and state.request.host == host:
-            found = state if state.phase is DrainPhase.DONE else found
-        elif isinstance(state, UndrainState) and state.request.host == host and state.usable:
-            found = None
+        if isinstance(state, MigrateState) or state.request.host != host:
+            continue
+        match state:
+            case DrainState(phase=DrainPhase.DONE):
+                found = state
+            case UndrainState(usable=True) | RosterState(request=HostRemoved()):
+                found = None
+            case _:
+                pass
     return found

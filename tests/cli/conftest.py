@@ -155,10 +155,14 @@ async def cli(tmp_path: Path) -> AsyncIterator[Cli]:
     )
     token = tmp_path / "token"
     token.write_text(TOKEN + "\n")
-    path = os.environ.get("PATH", "")
-    here = str(Path(__file__).parents[2])  # the code beside this test, whatever is installed
-    environment = {"PATH": path, "PYTHONPATH": here, "TZ": "UTC", "HOME": str(tmp_path)}
-    made = Cli(control, api, {**environment, "MIGRD_TOKEN_FILE": str(token)})
+    environment = {
+        "PATH": os.environ.get("PATH", ""),
+        "PYTHONPATH": str(Path(__file__).parents[2]),  # the code beside these tests, not what is installed
+        "MIGRD_TOKEN_FILE": str(token),
+        "TZ": "UTC",
+        "HOME": str(tmp_path),
+    }
+    made = Cli(control, api, environment)
     await made.up()
     try:
         yield made

@@ -15,7 +15,7 @@ from migrd.model import Cluster, HostState
 from migrd.operations import Operation
 from migrd.planner import Policy
 from migrd.planning import BoundPlanner
-from migrd.ports import JournalReadOnly, Observer, Row
+from migrd.ports import JournalReadOnly, MembersPort, NoMembers, Observer, Row
 from migrd.preflight import Interviewer
 from migrd.projection import Record
 from migrd.sagas.events import EVENT, DrainRequested, Event
@@ -152,6 +152,7 @@ class Cluster3:
         self.journal = MemoryJournal()
         self.settings = settings
         self.observer: Observer | None = None
+        self.members: MembersPort = NoMembers()
         self.controller: Controller = None  # type: ignore[assignment]  # before the first start
         self._task: asyncio.Task[None] | None = None
         self._folded = 0  # journal rows that are in `_states`
@@ -191,6 +192,7 @@ class Cluster3:
             settings=self.settings,
             clock=LoopClock(),
             observer=self.observer,
+            members=self.members,
         )
         view.administrative = self.controller.administrative
         await self.controller.recover()

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from migrd import roster
 from migrd.control import DrainRequest, MigrateRequest, NotFound, UndrainRequest
 from migrd.engine import Settings
+from migrd.host_config import HostConfig
 from migrd.model import HostState
 from migrd.operations import OperationState
 from migrd.projection import Record, administrative
@@ -18,10 +20,18 @@ from migrd.retention import DAY_S, Keep, last_drain, number, to_drop
 from migrd.saga import SagaState, ended
 from migrd.sagas.drain import DrainState
 from migrd.sagas.drain import Phase as DrainPhase
-from migrd.sagas.events import DrainRequested, MigrateRequested, PowerRequested, UndrainRequested
+from migrd.sagas.events import (
+    DrainRequested,
+    HostAdded,
+    HostRemoved,
+    MigrateRequested,
+    PowerRequested,
+    UndrainRequested,
+)
 from migrd.sagas.migrate_state import MigrateState, Stage
 from migrd.sagas.power import Phase as PowerPhase
 from migrd.sagas.power import PowerState
+from migrd.sagas.roster import RosterState
 from migrd.sagas.undrain import Phase as UndrainPhase
 from migrd.sagas.undrain import UndrainState
 from tests.core.fake_world import World
@@ -75,6 +85,11 @@ def about(host: str) -> st.SearchStrategy[SagaState]:
         for action in ("on", "off")
         for phase in (PowerPhase.DONE, PowerPhase.FAILED)
     ]
+    config = HostConfig(agent=f"https://{host}.example:7443")
+    done += [
+        RosterState(operation="op", request=HostAdded(host=host, config=config)),
+        RosterState(operation="op", request=HostRemoved(host=host)),
+    ]
     return st.sampled_from(done)
 
 
@@ -117,7 +132,16 @@ def decided(records: list[Record]) -> tuple[object, ...]:
     drains = {host: last_drain(records, host) for host in HOSTS}
     open_ids = [r.id for r in records if not ended(r.state)]
     family = [r.id for r in records if r.parent in open_ids]
-    return administrative(records), drains, open_ids, family, max((number(r.id) for r in records), default=0)
+    newest = max((number(r.id) for r in records), default=0)
+    return administrative(records), drains, open_ids, family, newest, hosts_added(records)
+
+
+def hosts_added(records: list[Record]) -> dict[str, HostConfig]:
+    added: dict[str, HostConfig] = {}
+    for record in records:
+        if isinstance(record.state, RosterState):
+            added = roster.after(added, record.state.request)
+    return added
 
 
 @settings(max_examples=500, deadline=None)
