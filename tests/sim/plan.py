@@ -58,7 +58,9 @@ def plan(seed: int) -> Plan:
     """The same seed, the same plan, on every interpreter."""
     rng = random.Random(f"{seed}:plan")
     hosts = tuple(f"h{n}" for n in range(1, rng.choice((2, 3, 3, 3, 4, 5)) + 1))
-    guests = tuple(_guest(rng, hosts, number) for number in range(1, rng.choice((1, 1, 2, 2, 3, 4, 6, 8)) + 1))
+    guests = tuple(
+        _guest(rng, hosts, number) for number in range(1, rng.choice((1, 1, 2, 2, 3, 4, 6, 8)) + 1)
+    )
     commands = _commands(rng, hosts, guests)
     faults = [deed for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4, 6))) for deed in _fault(rng, hosts)]
     deeds = sorted((*commands, *faults), key=lambda deed: deed.at_s)
