@@ -91,8 +91,9 @@ class Inventory:
     async def fresh(self, max_age_s: float = 0.0) -> HostReport | None:
         """A report not older than `max_age_s`; if that takes longer than 2 s, the latest, or None.
 
-        By default its look began after the question: half a second ago a guest that has just left was still
-        here, paused, and a drain that asks what is left would park on it.
+        By default its look began after the question, at the volumes too: half a second ago a guest that has
+        just left was still here, paused, and a drain that asks what is left would park on it; and a power-off
+        decided on roles and copies of five seconds ago could take the only current one (I12).
 
         A report older than 6 s says that every guest is UNKNOWN: nobody must decide on it (I19).
         """
@@ -102,7 +103,7 @@ class Inventory:
 
         wanted = _now_s() - max_age_s
         if not good():
-            self.poke()
+            self.poke(storage=True)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WAIT_FOR_FRESH_S), self._looked:
                     await self._looked.wait_for(good)

@@ -56,7 +56,7 @@ class VolumeLooks:
         if task is None:
             task = asyncio.create_task(self._look(volume), name=f"inspect {volume.name}")
             self._hanging[volume.name] = task
-            task.add_done_callback(lambda _: self._hanging.pop(volume.name, None))
+            task.add_done_callback(lambda ended: self._ended(volume.name, ended))
         try:
             async with asyncio.timeout(self._deadline_s):
                 return await asyncio.shield(task)
@@ -64,6 +64,12 @@ class VolumeLooks:
             return unknown(volume, f"no answer in {self._deadline_s:g} s")
         except OutcomeError as error:
             return unknown(volume, *error.reasons)
+
+    def _ended(self, name: str, task: asyncio.Task[VolumeReport]) -> None:
+        """Its error is taken note of here too: everyone who asked may have given up by now."""
+        self._hanging.pop(name, None)
+        if not task.cancelled():
+            task.exception()
 
     async def _look(self, volume: Volume) -> VolumeReport:
         driver = driver_of(self._drivers, volume)

@@ -18,6 +18,7 @@ OPERATION_ABORTED = 78
 INTERNAL_ERROR = 1
 PREPARE_S = (0.05, 0.3)
 COPY_S = (0.5, 6.0)
+LONG_COPY_S = (6.0, 40.0)
 SWITCH_S = (0.02, 0.3)
 CONFIRM_S = (0.02, 0.5)
 NOTICED_S = (0.1, 1.5)  # libvirtd sees a closed connection
@@ -37,7 +38,7 @@ class Migration:
         self.error: OutcomeError | None = None
         self.downtime_ms = 0
         self.lie = False  # the call reports an error although the guest moves
-        self._copy_s = world.between(COPY_S)
+        self._copy_s = world.between(COPY_S if world.rng.random() < 0.7 else LONG_COPY_S)
         self._began_s = world.loop.time()
 
     @property

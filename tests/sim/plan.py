@@ -62,7 +62,9 @@ def plan(seed: int) -> Plan:
         _guest(rng, hosts, number) for number in range(1, rng.choice((1, 1, 2, 2, 3, 4, 6, 8)) + 1)
     )
     commands = _commands(rng, hosts, guests)
-    faults = [deed for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4, 6))) for deed in _fault(rng, hosts)]
+    work_s = [deed.at_s for deed in commands]
+    number = rng.choice((0, 1, 1, 2, 2, 3, 4, 6))
+    faults = [deed for _ in range(number) for deed in _fault(rng, hosts, guests, work_s)]
     deeds = sorted((*commands, *faults), key=lambda deed: deed.at_s)
     return Plan(seed=seed, hosts=hosts, guests=guests, deeds=tuple(deeds), undrain=rng.random() < 0.5)
 
@@ -103,9 +105,11 @@ def _commands(rng: random.Random, hosts: tuple[str, ...], guests: tuple[GuestPla
     return deeds
 
 
-def _fault(rng: random.Random, hosts: tuple[str, ...]) -> list[Deed]:
+def _fault(
+    rng: random.Random, hosts: tuple[str, ...], guests: tuple[GuestPlan, ...], work_s: list[float]
+) -> list[Deed]:
     """A fault and, mostly, its end. Times cluster where the work is."""
-    at_s = rng.choice((rng.uniform(0.0, 8.0), rng.uniform(0.0, 20.0), rng.uniform(0.0, 35.0)))
+    at_s = rng.choice((*(each + rng.expovariate(0.5) for each in work_s), rng.uniform(0.0, 35.0)))
     end_s = at_s + rng.choice((0.3, 2.0, 6.0, 12.0, 25.0)) * rng.uniform(0.5, 1.5)
     host = rng.choice(hosts)
     other = rng.choice([h for h in hosts if h != host])
@@ -136,18 +140,30 @@ def _fault(rng: random.Random, hosts: tuple[str, ...]) -> list[Deed]:
         case "link":
             return [Deed(at_s, "cut_link", (host, other)), Deed(end_s, "heal_link", (host, other))]
         case "disk":
-            where, fault = rng.choice(("migrd", host)), rng.choice(("full", "io"))
+            where, fault = rng.choice(("migrd", host)), rng.choice(("full", "io", "late"))
             return [Deed(at_s, "disk", (where, fault)), Deed(end_s, "disk", (where, ""))]
         case "bmc":
             mode = rng.choice(("dead", "garbage", "deaf", "slow"))
             return [Deed(at_s, "bmc", (host, mode)), Deed(end_s, "bmc", (host, ""))]
         case "lie":
             return [Deed(at_s, "lie")]
+        case "stall":
+            if rng.random() < 0.5:
+                return [Deed(at_s, "stall_daemon", (end_s - at_s,))]
+            return [Deed(at_s, "stall_agent", (host, end_s - at_s))]
+        case "replication":
+            return [Deed(at_s, "drop_replication", (host,))]
+        case "guest":
+            name = rng.choice(guests).name
+            if rng.random() < 0.5:
+                return [Deed(at_s, "stops_by_itself", (name,))]
+            return [Deed(at_s, "suspend", (name, end_s - at_s))]
         case _:
             shares = {
                 "tool_hangs": rng.choice((0.0, 0.2)),
                 "tool_lost": rng.choice((0.0, 0.3)),
                 "libvirt_slow": rng.choice((0.0, 0.2)),
+                "look_hangs": rng.choice((0.0, 0.0, 0.1)),
             }
             quiet = dict.fromkeys(shares, 0.0)
             return [Deed(at_s, "trouble", (host,), shares), Deed(end_s, "trouble", (host,), quiet)]
@@ -165,5 +181,8 @@ _FAULTS = (
     "disk",
     "bmc",
     "lie",
+    *("stall",) * 2,
+    "replication",
+    "guest",
     *("trouble",) * 2,
 )

@@ -21,7 +21,7 @@ from migrd.journal import Journal, JournalError
 from migrd.planner import Policy
 from migrd.ports import NullObserver, PowerPort
 from migrd.watch import WatchPolicy
-from tests.core.vloop import Life, LoopClock
+from tests.core.vloop import Life, LoopClock, VirtualLoop
 from tests.sim.disk import Disk, DiskExecutor
 from tests.sim.drivers import drivers
 from tests.sim.host import Effects, Host, Trouble
@@ -75,6 +75,25 @@ class Process:
         if self.life is not None:
             self.life.steps_left = steps
             self.life.on_last_step = self.kill
+
+    def stall(self, for_s: float) -> None:
+        """SIGSTOP and, later, SIGCONT: its sockets and timers wait for it."""
+        life = self.life
+        if life is not None and not life.stalled:
+            life.stalled = True
+            self.world.trace.note("fault", self.name, f"stalls for {for_s:.1f} s")
+            self.world.later(for_s, self._go_on, life)
+
+    def unstall(self) -> None:
+        if self.life is not None:
+            self._go_on(self.life)
+
+    def _go_on(self, life: Life) -> None:
+        if life.stalled and not life.dead:
+            loop = asyncio.get_running_loop()
+            assert isinstance(loop, VirtualLoop)
+            life.thaw(loop)
+            self.world.trace.note("fault", self.name, "goes on")
 
     def _bury(self, why: str) -> None:
         life, self.life = self.life, None
@@ -143,7 +162,7 @@ class AgentProcess(Process):
 
     def running_attempts(self) -> int:
         """Attempts without an end in the ledger on its disk."""
-        database = self.disk.connect(LEDGER)
+        database = self.disk.connect_again(LEDGER)
         return int(database.execute("select count(*) from attempts where ended_s is null").fetchone()[0])
 
     async def main(self, life: Life) -> None:

@@ -272,6 +272,21 @@ class Sim:
         self.trace.note("fault", host, "connections are reset")
         self.network.reset(host)
 
+    def stall_daemon(self, for_s: float) -> None:
+        self.daemon.stall(for_s)
+
+    def stall_agent(self, host: str, for_s: float) -> None:
+        self.agents[host].stall(for_s)
+
+    def drop_replication(self, host: str) -> None:
+        self.world.drop_replication(host)
+
+    def stops_by_itself(self, guest: str) -> None:
+        self.world.stops_by_itself(guest)
+
+    def suspend(self, guest: str, for_s: float) -> None:
+        self.world.suspend(guest, for_s)
+
     def cut_link(self, one: str, other: str) -> None:
         self.world.cut_link(one, other)
 
@@ -290,7 +305,7 @@ class Sim:
         self.trace.note("fault", host, f"BMC: {mode or 'works'}")
 
     def trouble(self, host: str, **shares: float) -> None:
-        """tool_hangs, tool_lost, libvirt_slow: shares of the calls."""
+        """tool_hangs, tool_lost, look_hangs, libvirt_slow: shares of the calls."""
         for name, share in shares.items():
             setattr(self.agents[host].trouble, name, share)
         self.trace.note("fault", host, f"trouble {shares}")
@@ -305,13 +320,17 @@ class Sim:
             self.network.links[host].heal()
             self.disk(host, "")
             self.bmc(host, "")
-            self.trouble(host, tool_hangs=0.0, tool_lost=0.0, libvirt_slow=0.0)
+            self.trouble(host, tool_hangs=0.0, tool_lost=0.0, libvirt_slow=0.0, look_hangs=0.0)
+            self.agents[host].unstall()
             if not machine.powered and host not in self.bmcs.off_by_migrd:
                 self.world.power_on(host)
             self.libvirt_back(host)
             self.start_agent(host)
         self.migrations.lies.clear()
         self.network.healed()
+        self.daemon.unstall()
+        for guest in self.world.guests.values():
+            self.world.resume_by_hand(guest.name)
         self.daemon.start()
 
     # -- the end ---------------------------------------------------------------------------------

@@ -298,6 +298,47 @@ class World:
 
     # -- links and power -------------------------------------------------------------------------
 
+    def drop_replication(self, host: str) -> None:
+        """DRBD's ping times out after half a second; TCP, and with it the memory stream, outlasts that."""
+        self.trace.note("fault", host, "replication stutters")
+        for resource in self.resources.values():
+            if host in resource.replicas and resource.connected:
+                self.drop_link(resource, "ping timeout")
+                self.later(self.between(RECONNECT_S), self.try_connect, resource)
+
+    def connect_by_hand(self, resource: Resource) -> None:
+        """`drbdadm connect` on both nodes."""
+        for replica in resource.replicas.values():
+            replica.standalone = False
+        self.try_connect(resource)
+
+    def stops_by_itself(self, name: str) -> None:
+        """Somebody in the guest says `poweroff`."""
+        guest = self.guest(name)
+        for host in self.where(name):
+            if self.machines[host].domains[guest.uuid].state is DomainState.RUNNING:
+                self.trace.note("fault", name, "shuts down from within")
+                self.excused.add(guest.uuid)
+                self.ask_to_stop(host, guest.uuid)
+
+    def suspend(self, name: str, for_s: float) -> None:
+        """`virsh suspend`, and `virsh resume` later. Not during a migration: libvirt refuses it then."""
+        guest = self.guest(name)
+        for host in self.where(name):
+            domain = self.machines[host].domains[guest.uuid]
+            if not domain.job:
+                domain.state, domain.reason = DomainState.PAUSED, "user"
+                self.changed(host, f"{name} is suspended by hand", uuid=guest.uuid)
+                self.later(for_s, self.resume_by_hand, name)
+
+    def resume_by_hand(self, name: str) -> None:
+        uuid = self.guest(name).uuid
+        for machine in self.machines.values():
+            domain = machine.domains.get(uuid)
+            if domain is not None and domain.state is DomainState.PAUSED and domain.reason == "user":
+                domain.state, domain.reason = DomainState.RUNNING, "unpaused"
+                self.changed(machine.name, f"{name} is resumed by hand", uuid=uuid)
+
     def cut_link(self, one: str, other: str) -> None:
         """Replication and memory streams between two hosts break."""
         self.cut_links.add(frozenset((one, other)))
