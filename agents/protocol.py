@@ -198,7 +198,11 @@ class CloseWindow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrateDomain:
-    """Live pre-copy, peer-to-peer, persistent on the target, undefined on the source. Runs on the source."""
+    """Live pre-copy, peer-to-peer, persistent on the target, undefined on the source. Runs on the source.
+
+    `volumes`: the replicated ones. When their copies part during the copying, the migration is aborted: the
+    target would go on with a disk that lacks what the guest has written since (I7).
+    """
 
     uuid: str
     target_uri: str
@@ -206,6 +210,7 @@ class MigrateDomain:
     downtime_limit_ms: int = 300
     bandwidth_bps: int | None = None  # bytes per second; None = no limit
     deadline_s: float = 3600.0  # asked to abort after that
+    volumes: tuple[AnyVolume, ...] = ()
     kind: Literal["migrate-domain"] = "migrate-domain"
 
 

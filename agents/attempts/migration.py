@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from agents.attempts.control import Control
@@ -15,8 +16,13 @@ from agents.attempts.outcomes import Ended
 from agents.hypervisor.words import DomainFacts, Hypervisor, MigrateRequest
 from agents.protocol import AttemptResult, DomainState, MigrateDomain, MigrationProgress, Outcome
 from storage.errors import Failed, Refused, Retryable, Unknown
+from storage.words import Volume
 
 MOVABLE = (DomainState.RUNNING, DomainState.BLOCKED, DomainState.PAUSED)
+
+
+Parted = Callable[[Sequence[Volume]], Awaitable[tuple[str, ...]]]
+"""Which of these volumes are known not to be whole on both hosts any more; see storage_steps.parted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +46,9 @@ def reasons_not_to_migrate(facts: DomainFacts) -> tuple[str, ...]:
     return ()
 
 
-async def migrate(command: MigrateDomain, hypervisor: Hypervisor, control: Control, pace: Pace) -> Ended:
+async def migrate(
+    command: MigrateDomain, hypervisor: Hypervisor, control: Control, pace: Pace, parted: Parted
+) -> Ended:
     """Run the command. Raises Refused, Retryable, Failed (nothing was sent), Unknown (look at both hosts)."""
     facts = await hypervisor.facts(command.uuid)
     reasons = reasons_not_to_migrate(facts)
@@ -57,7 +65,7 @@ async def migrate(command: MigrateDomain, hypervisor: Hypervisor, control: Contr
         downtime_limit_ms=command.downtime_limit_ms,
         bandwidth_bps=command.bandwidth_bps,
     )
-    watch = _Watch(command, hypervisor, control, pace)
+    watch = _Watch(command, hypervisor, control, pace, parted)
     call = asyncio.create_task(hypervisor.migrate(request))
     try:
         await watch.until_ended(call)
@@ -75,9 +83,11 @@ async def migrate(command: MigrateDomain, hypervisor: Hypervisor, control: Contr
     return Ended(outcome=Outcome.DONE, result=AttemptResult(progress=await watch.final_figures()))
 
 
-async def adopt(command: MigrateDomain, hypervisor: Hypervisor, control: Control, pace: Pace) -> Ended:
+async def adopt(
+    command: MigrateDomain, hypervisor: Hypervisor, control: Control, pace: Pace, parted: Parted
+) -> Ended:
     """Follow a migration begun by a former life of this agent until its job ends. Always raises Unknown."""
-    watch = _Watch(command, hypervisor, control, pace)
+    watch = _Watch(command, hypervisor, control, pace, parted)
     await watch.follow()
     control.latest = await watch.final_figures()  # if it moved, the daemon still learns its downtime
     raise Unknown("the agent restarted while this migration ran: look at both hosts")
@@ -86,11 +96,19 @@ async def adopt(command: MigrateDomain, hypervisor: Hypervisor, control: Control
 class _Watch:
     """Polls one migration: progress out, abort in."""
 
-    def __init__(self, command: MigrateDomain, hypervisor: Hypervisor, control: Control, pace: Pace) -> None:
+    def __init__(
+        self,
+        command: MigrateDomain,
+        hypervisor: Hypervisor,
+        control: Control,
+        pace: Pace,
+        parted: Parted,
+    ) -> None:
         self._command = command
         self._hypervisor = hypervisor
         self._control = control
         self._pace = pace
+        self._parted = parted
         self._limit_set = False
         loop = asyncio.get_running_loop()
         self._now = loop.time
@@ -152,6 +170,8 @@ class _Watch:
                 self.why_aborted = ("aborted on request",)
             elif self._now() > self._late_at:
                 self.why_aborted = (f"aborted: it took longer than {self._command.deadline_s:g} s",)
+            elif parted := await self._parted(self._command.volumes):
+                self.why_aborted = ("aborted: the target's copy of a disk fell behind", *parted)
             else:
                 return
             self._give_up_at = self._now() + self._pace.abort_grace_s

@@ -15,9 +15,9 @@ import structlog
 
 from agents.attempts.control import Control
 from agents.attempts.domain_steps import shut_down, sweep
-from agents.attempts.migration import Pace, adopt, migrate
+from agents.attempts.migration import Pace, Parted, adopt, migrate
 from agents.attempts.outcomes import Ended, outcome_of
-from agents.attempts.storage_steps import Drivers, run_storage
+from agents.attempts.storage_steps import Drivers, parted, run_storage
 from agents.hypervisor.words import Hypervisor
 from agents.ledger import DifferentCommandError, Ledger, LedgerError
 from agents.protocol import (
@@ -102,6 +102,7 @@ class Attempts:
         self._migrations_max = migrations_max
         self._storage_deadline_s = storage_deadline_s
         self._pace = pace or Pace()
+        self._parted: Parted = lambda volumes: parted(drivers, volumes)
         self._live: dict[Key, Live] = {}
         self._submitting = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
@@ -246,13 +247,13 @@ class Attempts:
     async def _adopt(self, live: Live) -> Ended:
         command = live.attempt.command
         if isinstance(command, MigrateDomain):
-            return await adopt(command, self._hypervisor, live.control, self._pace)
+            return await adopt(command, self._hypervisor, live.control, self._pace, self._parted)
         return Ended(outcome=Outcome.UNKNOWN, reasons=("the agent restarted while this ran",))
 
     async def _do(self, live: Live) -> Ended:
         match live.attempt.command:
             case MigrateDomain() as command:
-                return await migrate(command, self._hypervisor, live.control, self._pace)
+                return await migrate(command, self._hypervisor, live.control, self._pace, self._parted)
             case SweepTarget() as command:
                 return await sweep(command, self._hypervisor)
             case ShutdownDomain() as command:

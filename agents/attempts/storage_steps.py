@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+import contextlib
+from collections.abc import Awaitable, Mapping, Sequence
 
 from agents.attempts.outcomes import Ended, merge
 from agents.protocol import (
@@ -15,12 +16,13 @@ from agents.protocol import (
     ReleaseVolumes,
 )
 from storage.driver import Driver
-from storage.errors import Refused, Unknown
-from storage.words import OtherVolume, Volume, VolumeReport, WindowOptions
+from storage.errors import OutcomeError, Refused, Unknown
+from storage.words import Health, OtherVolume, Volume, VolumeReport, WindowOptions
 
 StorageCommand = PrepareVolumes | OpenWindow | AcquireVolumes | ReleaseVolumes | CloseWindow
 Drivers = Mapping[str, Driver]
 """Driver by Volume.kind."""
+PARTED_DEADLINE_S = 2.0  # the migration's progress waits for it
 
 
 def driver_of(drivers: Drivers, volume: Volume) -> Driver:
@@ -52,6 +54,19 @@ async def run_storage(command: StorageCommand, drivers: Drivers, *, deadline_s: 
             before=tuple(before[name] for name in order if name in before),
         ),
     )
+
+
+async def parted(drivers: Drivers, volumes: Sequence[Volume]) -> tuple[str, ...]:
+    """Which of these replicated volumes are known not to be whole any more. What is not known is not told."""
+    reasons: list[str] = []
+    for volume in volumes:
+        with contextlib.suppress(OutcomeError, TimeoutError):
+            async with asyncio.timeout(PARTED_DEADLINE_S):
+                report = await driver_of(drivers, volume).inspect(volume)
+            if report.health not in (Health.OK, Health.UNKNOWN):
+                told = "; ".join(report.problems) or "no reason given"
+                reasons.append(f"{volume.name} is {report.health} while its guest is copied: {told}")
+    return tuple(reasons)
 
 
 async def _with_deadline(call: Awaitable[None], volume: Volume, deadline_s: float) -> None:

@@ -152,6 +152,7 @@ def command_for(state: MigrateState, stage: Stage, side: Side) -> Command:  # no
                 downtime_limit_ms=request.downtime_limit_ms,
                 bandwidth_bps=request.bandwidth_bps,
                 deadline_s=request.deadline_s,
+                volumes=_windowed(state),
             )
         case Stage.SWEEP:
             return SweepTarget(uuid=request.guest)

@@ -47,6 +47,7 @@ class Process:
         self.life: Life | None = None
         self.lives = 0
         self.graves: list[Life] = []
+        self.began_s = 0.0  # of this life, or since it goes on after a stall
         self._wanted = False
         self.on_death: Callable[[], None] = lambda: None
 
@@ -61,6 +62,7 @@ class Process:
             self.life.steps_left = None
         else:
             self.lives += 1
+            self.began_s = self.world.loop.time()
             life = self.life = Life(name=f"{self.name}/{self.lives}")
             self.world.trace.note("process", self.name, f"starts (life {self.lives})")
             life.spawn(self._live(life))
@@ -93,6 +95,7 @@ class Process:
             loop = asyncio.get_running_loop()
             assert isinstance(loop, VirtualLoop)
             life.thaw(loop)
+            self.began_s = loop.time()
             self.world.trace.note("fault", self.name, "goes on")
 
     def _bury(self, why: str) -> None:
@@ -155,6 +158,12 @@ class AgentProcess(Process):
         self._net = net
         self._rng = rng
         net.add(machine.name)
+
+    @property
+    def at_work_since_s(self) -> float:
+        """Since when it could have noticed what happens on its host; infinity while it cannot."""
+        able = self.life is not None and not self.life.stalled and self.trouble == Trouble()
+        return self.began_s if able else float("inf")
 
     def died(self) -> None:
         self.machine.listeners.clear()

@@ -76,6 +76,7 @@ class Sim:
         self._seq = 0
         self._commands: set[asyncio.Task[Any]] = set()
         self.world.on_power = self._power_changed
+        self.world.watched_since = lambda host: self.agents[host].at_work_since_s
         self.daemon.disk.before_commit = self._before_commit
         self.daemon.disk.after_commit = self._after_commit
         bugs.clear()

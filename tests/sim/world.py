@@ -85,6 +85,7 @@ class World:
         self.check: Callable[[str], None] = lambda _what: None
         self.on_power: Callable[[str, bool], None] = lambda _host, _up: None  # its OS is up / all is gone
         self.link_changed: Callable[[], None] = lambda: None
+        self.watched_since: Callable[[str], float] = lambda _host: 0.0  # how long its agent has been at work
         self._context = Context()
         self._generation = 1
 
@@ -254,8 +255,6 @@ class World:
             resource = self.resources.get(volume.name)
             if resource is None:
                 continue
-            if not resource.current(host):
-                self.trace.violate("I7", f"{self.guests[uuid].name} executes on {host} on a stale copy")
             if not resource.connected:
                 self._generation += 1
                 resource.wrote_alone(host, self._generation)
@@ -305,6 +304,12 @@ class World:
             if host in resource.replicas and resource.connected:
                 self.drop_link(resource, "ping timeout")
                 self.later(self.between(RECONNECT_S), self.try_connect, resource)
+
+    def cut_replication(self, one: str, other: str) -> None:
+        """The link carries memory, and DRBD no longer connects: a firewall rule, a full resync queue."""
+        for resource in self.resources.values():
+            if set(resource.replicas) == {one, other}:
+                self.drop_link(resource, "replication is cut")
 
     def connect_by_hand(self, resource: Resource) -> None:
         """`drbdadm connect` on both nodes."""
