@@ -74,9 +74,10 @@ async def _story(sim: Sim, what: Plan) -> None:
     began_s = sim.trace.now_s
     dice = random.Random(f"{what.seed}:deeds")
     async with asyncio.TaskGroup() as deeds:
-        for deed in what.deeds:
-            deeds.create_task(_later(sim, deed, dice))
+        tasks = [deeds.create_task(_later(sim, deed, dice)) for deed in what.deeds]
         await sim.pass_time(what.heal_at_s - (sim.trace.now_s - began_s))
+        for task in tasks:
+            task.cancel()  # what the journal never came to, and commands that nobody answers
     await converge(sim)
     sim.check_end()
     if what.undrain:
@@ -102,6 +103,7 @@ def build(sim: Sim, what: Plan) -> None:
 
 
 async def _later(sim: Sim, deed: Deed, dice: random.Random) -> None:
+    await sim.written(deed.writes)
     await asyncio.sleep(deed.at_s)
     try:
         if deed.what.endswith("_some"):

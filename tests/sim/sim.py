@@ -72,6 +72,7 @@ class Sim:
             settings=settings or Settings(),
         )
         self.writes = 0  # journal transactions with rows so far
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []  # for so many writes
         self.kill_at_write: tuple[int, str] | None = None  # (number, "before" | "after")
         self._seq = 0
         self._commands: set[asyncio.Task[Any]] = set()
@@ -145,6 +146,13 @@ class Sim:
             await asyncio.sleep(POLL_S)
         self.check()
         return True
+
+    async def written(self, writes: int) -> None:
+        """Wait until the journal has had so many transactions with rows."""
+        if self.writes < writes:
+            reached: asyncio.Future[None] = self._loop.create_future()
+            self._waiting.append((writes, reached))
+            await reached
 
     async def pass_time(self, seconds: float) -> None:
         await self.until(lambda: False, at_most_s=seconds)
@@ -400,6 +408,9 @@ class Sim:
             self.invariants.journalled(operation, EVENT.validate_json(payload))
         if rows:
             self.writes += 1
+            for number, reached in self._waiting:
+                if number == self.writes and not reached.done():
+                    reached.set_result(None)
             if self.kill_at_write == (self.writes, "after"):
                 self.kill_at_write = None
                 self.daemon.kill()
