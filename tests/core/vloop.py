@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 EPSILON_S = 1e-9
 UNWIND_ROUNDS = 30
+MANY_CANCELLED = 100  # timers; deadlines that were met stay in the heap until their time
 
 
 class Deadlock(Exception):  # noqa: N818 - what it is
@@ -30,6 +31,7 @@ class Life:
 
     name: str
     dead: bool = False
+    stalled: bool = False  # SIGSTOP, a swapping host: nothing runs, and nothing is lost
     steps_left: int | None = None
     on_last_step: Callable[[], None] = lambda: None
     context: Context = field(default_factory=Context)
@@ -52,8 +54,8 @@ class Life:
                 tell()
 
     def thaw(self, loop: VirtualLoop) -> None:
-        """The run is over: let its coroutines be unwound."""
-        self.dead = False
+        """Go on where it stood: after a stall, or to be unwound when the run is over."""
+        self.dead = self.stalled = False
         loop._ready.extend(self.frozen)
         self.frozen.clear()
 
@@ -75,6 +77,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     _ready: Any
     _scheduled: Any
     _stopping: bool
+    _timer_cancelled_count: int
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -100,6 +103,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def _run_once(self) -> None:
         ready, scheduled = self._ready, self._scheduled
+        if self._timer_cancelled_count > MANY_CANCELLED and 2 * self._timer_cancelled_count > len(scheduled):
+            scheduled[:] = [handle for handle in scheduled if not handle._cancelled]
+            heapq.heapify(scheduled)
+            self._timer_cancelled_count = 0
         while scheduled and scheduled[0]._cancelled:
             heapq.heappop(scheduled)._scheduled = False
         if not ready and not self._stopping:
@@ -118,7 +125,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             life = handle._context.get(LIFE)
             if life is None:
                 handle._run()
-            elif life.dead:
+            elif life.dead or life.stalled:
                 life.frozen.append(handle)
             else:
                 handle._run()

@@ -7,6 +7,7 @@ after that never ends, and that is a failure of the run.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 
 from migrd.operations import Operation, OperationState
@@ -34,6 +35,7 @@ async def converge(sim: Sim) -> None:
             told = "; ".join(f"{o.id} {o.kind} is {o.state}" for o in sim.open_operations())
             sim.trace.violate("I20", f"neither ended nor parked after {QUIET_AT_MOST_S:g} s: {told}")
             sim.check()
+        connect_by_hand(sim)
         await start_stopped(sim)
         parked = sim.open_operations()
         if not parked and not _stopped(sim):
@@ -46,7 +48,11 @@ async def converge(sim: Sim) -> None:
 
 def _ready(sim: Sim) -> bool:
     booted = all(m.booted or m.name in sim.bmcs.off_by_migrd for m in sim.world.machines.values())
-    return booted and sim.controller is not None and all(r.connected for r in _wanted(sim))
+    return (
+        booted
+        and sim.controller is not None
+        and all(r.connected or any(each.standalone for each in r.replicas.values()) for r in _wanted(sim))
+    )
 
 
 def _wanted(sim: Sim) -> list[Resource]:
@@ -88,10 +94,8 @@ async def _wish(sim: Sim, operation: Operation, *, cancel: bool) -> None:
     found = sim.operation(operation.id)
     if found is None or found.state is not OperationState.PARKED:
         return
-    try:
+    with contextlib.suppress(Refused):  # it went on by itself meanwhile
         await (sim.cancel(operation.id) if cancel else sim.resume(operation.id))
-    except Refused:
-        return  # it went on by itself meanwhile
 
 
 def _stopped(sim: Sim) -> list[Guest]:
@@ -104,15 +108,26 @@ def _stopped(sim: Sim) -> list[Guest]:
     ]
 
 
+def connect_by_hand(sim: Sim) -> None:
+    """`drbdadm connect` for connections that were given up over differing flags, once no window is open."""
+    for resource in sim.world.resources.values():
+        flags = [replica.flag for replica in resource.replicas.values()]
+        if not any(flags) and any(replica.standalone for replica in resource.replicas.values()):
+            sim.world.connect_by_hand(resource)
+
+
 async def start_stopped(sim: Sim) -> None:
-    """`virsh start` by an operator, for guests that no operation works on."""
+    """`virsh start` by an operator, for guests that no operation works on; their host comes back first."""
     for guest in _stopped(sim):
         if any(o.guest == guest.uuid for o in sim.open_operations()):
             continue
-        for host, machine in sim.world.machines.items():
-            if machine.booted and guest.uuid in machine.domains and _current(sim, host, guest):
-                sim.world.start_by_hand(host, guest.uuid)
-                break
+        homes = [m for m in sim.world.machines.values() if guest.uuid in m.domains]
+        able = next((m for m in homes if m.booted and _current(sim, m.name, guest)), None)
+        if able is not None:
+            sim.world.start_by_hand(able.name, guest.uuid)
+        elif off := next((m for m in homes if m.name in sim.bmcs.off_by_migrd), None):
+            with contextlib.suppress(Refused):  # an operation holds it: once that has ended
+                await sim.undrain(off.name)
     await sim.pass_time(1.0)
 
 

@@ -55,11 +55,17 @@ async def _bounded(what: Plan) -> tuple[str, float, int, str]:
         try:
             async with asyncio.timeout(AT_MOST_S):
                 await _story(sim, what)
-        except BrokenError as error:
-            failure = f"{what}\n\n{error}"
-        except TimeoutError:
+        except* BrokenError as group:
+            failure = f"{what}\n\n{_first(group)}"
+        except* TimeoutError:
             failure = f"{what}\n\n{sim.story([f'I20: not over after {AT_MOST_S:g} virtual seconds'])}"
         return sim.trace.digest(), sim.trace.now_s, len(sim.trace.log), failure
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _story(sim: Sim, what: Plan) -> None:
@@ -68,9 +74,10 @@ async def _story(sim: Sim, what: Plan) -> None:
     began_s = sim.trace.now_s
     dice = random.Random(f"{what.seed}:deeds")
     async with asyncio.TaskGroup() as deeds:
-        for deed in what.deeds:
-            deeds.create_task(_later(sim, deed, dice))
+        tasks = [deeds.create_task(_later(sim, deed, dice)) for deed in what.deeds]
         await sim.pass_time(what.heal_at_s - (sim.trace.now_s - began_s))
+        for task in tasks:
+            task.cancel()  # what the journal never came to, and commands that nobody answers
     await converge(sim)
     sim.check_end()
     if what.undrain:
@@ -96,6 +103,7 @@ def build(sim: Sim, what: Plan) -> None:
 
 
 async def _later(sim: Sim, deed: Deed, dice: random.Random) -> None:
+    await sim.written(deed.writes)
     await asyncio.sleep(deed.at_s)
     try:
         if deed.what.endswith("_some"):

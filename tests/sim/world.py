@@ -85,6 +85,7 @@ class World:
         self.check: Callable[[str], None] = lambda _what: None
         self.on_power: Callable[[str, bool], None] = lambda _host, _up: None  # its OS is up / all is gone
         self.link_changed: Callable[[], None] = lambda: None
+        self.watched_since: Callable[[str], float] = lambda _host: 0.0  # how long its agent has been at work
         self._context = Context()
         self._generation = 1
 
@@ -203,14 +204,16 @@ class World:
             machine.domains[uuid] = Domain(DomainState.SHUTOFF, reason, process=False, ran=domain.ran)
         if domain.process:
             machine.ending.add(uuid)
-            self.later(self.between((0.0, 0.4)), self._reaped, host, uuid)
+            self.later(self.between((0.0, 0.4)), self._reaped, host, uuid, keep)
         self.changed(host, f"QEMU of {self.guests[uuid].name} ends ({reason})", uuid=uuid)
 
-    def _reaped(self, host: str, uuid: str) -> None:
+    def _reaped(self, host: str, uuid: str, stopped: bool) -> None:
         machine = self.machines[host]
         if uuid not in machine.ending:
             return
         machine.ending.discard(uuid)
+        if stopped:
+            self._closed(host, uuid)
         self.changed(host, f"QEMU of {self.guests[uuid].name} is gone", uuid=uuid)
 
     def ask_to_stop(self, host: str, uuid: str) -> None:
@@ -224,9 +227,8 @@ class World:
         domain = self.machines[host].domains.get(uuid)
         if domain is not None and domain.process and domain.state is DomainState.SHUTDOWN:
             self.end_process(host, uuid, keep=True)
-            self.closed(host, uuid)
 
-    def closed(self, host: str, uuid: str) -> None:
+    def _closed(self, host: str, uuid: str) -> None:
         """The last opener of a DRBD device is gone: auto-promote's counterpart demotes it."""
         for volume in self.guests[uuid].volumes:
             if isinstance(volume, DrbdVolume):
@@ -253,8 +255,6 @@ class World:
             resource = self.resources.get(volume.name)
             if resource is None:
                 continue
-            if not resource.current(host):
-                self.trace.violate("I7", f"{self.guests[uuid].name} executes on {host} on a stale copy")
             if not resource.connected:
                 self._generation += 1
                 resource.wrote_alone(host, self._generation)
@@ -265,7 +265,7 @@ class World:
         """Replication breaks off; whoever executes goes on writing alone."""
         if not resource.connected:
             return
-        resource.disconnect()
+        resource.disconnect(self.loop.time())
         for host in resource.replicas:
             if self.executes(self.machines[host], self.owner(resource.name).uuid):
                 self._generation += 1
@@ -296,6 +296,53 @@ class World:
                 self.later(self.between(RECONNECT_S), self.try_connect, resource)
 
     # -- links and power -------------------------------------------------------------------------
+
+    def drop_replication(self, host: str) -> None:
+        """DRBD's ping times out after half a second; TCP, and with it the memory stream, outlasts that."""
+        self.trace.note("fault", host, "replication stutters")
+        for resource in self.resources.values():
+            if host in resource.replicas and resource.connected:
+                self.drop_link(resource, "ping timeout")
+                self.later(self.between(RECONNECT_S), self.try_connect, resource)
+
+    def cut_replication(self, one: str, other: str) -> None:
+        """The link carries memory, and DRBD no longer connects: a firewall rule, a full resync queue."""
+        for resource in self.resources.values():
+            if set(resource.replicas) == {one, other}:
+                self.drop_link(resource, "replication is cut")
+
+    def connect_by_hand(self, resource: Resource) -> None:
+        """`drbdadm connect` on both nodes."""
+        for replica in resource.replicas.values():
+            replica.standalone = False
+        self.try_connect(resource)
+
+    def stops_by_itself(self, name: str) -> None:
+        """Somebody in the guest says `poweroff`."""
+        guest = self.guest(name)
+        for host in self.where(name):
+            if self.machines[host].domains[guest.uuid].state is DomainState.RUNNING:
+                self.trace.note("fault", name, "shuts down from within")
+                self.excused.add(guest.uuid)
+                self.ask_to_stop(host, guest.uuid)
+
+    def suspend(self, name: str, for_s: float) -> None:
+        """`virsh suspend`, and `virsh resume` later. Not during a migration: libvirt refuses it then."""
+        guest = self.guest(name)
+        for host in self.where(name):
+            domain = self.machines[host].domains[guest.uuid]
+            if not domain.job:
+                domain.state, domain.reason = DomainState.PAUSED, "user"
+                self.changed(host, f"{name} is suspended by hand", uuid=guest.uuid)
+                self.later(for_s, self.resume_by_hand, name)
+
+    def resume_by_hand(self, name: str) -> None:
+        uuid = self.guest(name).uuid
+        for machine in self.machines.values():
+            domain = machine.domains.get(uuid)
+            if domain is not None and domain.state is DomainState.PAUSED and domain.reason == "user":
+                domain.state, domain.reason = DomainState.RUNNING, "unpaused"
+                self.changed(machine.name, f"{name} is resumed by hand", uuid=uuid)
 
     def cut_link(self, one: str, other: str) -> None:
         """Replication and memory streams between two hosts break."""
@@ -330,7 +377,7 @@ class World:
         for resource in self.resources.values():
             if host in resource.replicas:
                 self.drop_link(resource, f"{host} has no power")
-                resource.power_lost(host)
+                resource.power_lost(host, self.loop.time())
         self.changed(host, f"loses power ({why})")
         self.on_power(host, False)
         self.link_changed()
