@@ -18,8 +18,8 @@ def lab_session() -> Iterator[LabCtl]:
     ctl = LabCtl("test")
     ctl.lab("down")  # what an interrupted run may have left
     try:
-        ctl.lab("up", "--hosts", "3", deadline_s=300)
-        ctl.lab("deploy", deadline_s=180)
+        ctl.up_said = ctl.said("up", "--hosts", "3")
+        ctl.lab("deploy")
         ctl.env = ctl.lab("env")["migrctl"]
         yield ctl
     finally:
@@ -28,7 +28,7 @@ def lab_session() -> Iterator[LabCtl]:
 
 @pytest.fixture
 def cluster(lab_session: LabCtl) -> Iterator[Cluster]:
-    """The session's lab ; afterwards no guest and no drained host."""
+    """The session's lab; afterwards no guest and no drained host."""
     world = Cluster(lab_session)
     try:
         yield world
