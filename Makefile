@@ -49,7 +49,7 @@ unit: venv
 	$(BIN)/pytest -q -n 2 $(UNIT)
 
 lab-test: image
-	$(BIN)/pytest -v tests/lab
+	$(BIN)/pytest -v --durations=20 tests/lab
 
 test: lint unit lab-test
 

@@ -17,6 +17,8 @@ OUTAGE_LIMIT_MS = 5000.0  # lost or doubled is never excused; the 2 s are the de
 UNHEARD = ("unknown", "suspect", "unreachable", "degraded")
 OPEN = ("pending", "running", "cancelling", "parked")
 RECORDS_PER_S = 5
+MOVER = "mover"
+MOVER_DIRTY_MIB_S = 4  # keeps a copy busy long enough to be hit, and converges on a slow machine
 RESUMES = 3  # what parks is resumed by its remedy this often before a story calls it stuck
 
 
@@ -40,16 +42,34 @@ class Cluster:
     def tidy(self) -> None:
         """As at the beginning of the session. Guests go in any case; what cannot be mended is a failure."""
         try:
-            self.mend()
-            self.end_operations()
-            for host in HOSTS:
-                if self.host(host)["state"] in ("drained", "draining", "off"):
-                    self.ctl.migrctl("undrain", host)
+            self.calm()
         finally:
             removed = [self.ctl.try_lab("guest", "rm", name) for name in self.guests]
             self.ctl.try_lab("audit", "stop")
         # 3: it was never made
         assert all(done.rc in (0, 3) for done in removed), [done.err for done in removed]
+
+    def calm(self) -> None:
+        """As if nothing had been asked of migrd: no fault, no open operation, no drained host."""
+        self.mend()
+        self.end_operations()
+        for host in HOSTS:
+            if self.host(host)["state"] in ("drained", "draining", "off"):
+                self.ctl.migrctl("undrain", host)
+
+    def ready_to_move(self, guest: str) -> tuple[str, str]:
+        """Where a guest with replicas on h1 and h2 is, and where it can go: all is calm and audited anew."""
+        self.calm()
+        until(f"both replicas of {guest} are good", lambda: self.in_sync(guest), deadline_s=120)
+        source = self.home(guest)
+        self.ctl.try_lab("audit", "stop")
+        self.ctl.lab("audit", "start")
+        return source, "h2" if source == "h1" else "h1"
+
+    def in_sync(self, guest: str) -> bool:
+        """As its own DRBD says; a move of a guest with a stale copy is refused."""
+        shown = self.ctl.sh("h1", "drbdsetup", "status", guest).out
+        return " disk:UpToDate" in shown and "peer-disk:UpToDate" in shown
 
     def mend(self) -> None:
         """Every cable in, every host on, heard of and at peace."""

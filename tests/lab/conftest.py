@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.cluster import Cluster
+from tests.lab.cluster import MOVER, MOVER_DIRTY_MIB_S, Cluster
 from tests.lab.labctl import LabCtl
 
 
@@ -24,6 +24,17 @@ def lab_session() -> Iterator[LabCtl]:
         yield ctl
     finally:
         ctl.lab("down")
+
+
+@pytest.fixture(scope="module")
+def moving(lab_session: LabCtl) -> Iterator[Cluster]:
+    """One guest, `MOVER`, that every story of a module moves: making one takes longer than a move."""
+    world = Cluster(lab_session)
+    try:
+        world.guest(MOVER, "h1", "drbd", peer="h2", dirty=MOVER_DIRTY_MIB_S)
+        yield world
+    finally:
+        world.tidy()
 
 
 @pytest.fixture

@@ -36,16 +36,22 @@ STUCK = """<domain type='qemu'>
 """
 
 
+# UML has no USB at all, and libvirt reads the directory of its devices even for one that may be missing.
+WITH_USB = (
+    "mkdir -p /run/usb/usb/devices && mount -t overlay none -o lowerdir=/run/usb:/sys/bus /sys/bus || exit; "
+    "virsh -q -c qemu:///system create /dev/stdin; rc=$?; umount /sys/bus; exit $rc"
+)
+
+
 def test_every_blocker_of_a_guest_is_a_reason(cluster: Cluster) -> None:
     """A USB device of the host, a local disk and a bridge that no target has: all said at once."""
     guest = cluster.guest("fine", "h1", "iscsi")
-    virsh = ("virsh", "-q", "-c", "qemu:///system")
     try:
         for text, command in (
             ("", ("truncate", "-s", "1M", "/var/tmp/local.img")),
             ("", ("ip", "link", "add", "br-odd", "type", "bridge")),
             ("", ("ip", "link", "set", "br-odd", "up")),
-            (STUCK, (*virsh, "create", "/dev/stdin")),
+            (STUCK, ("sh", "-c", WITH_USB)),
         ):
             done = cluster.ctl.feed("h1", text, *command)
             assert done.rc == 0, f"{command}: {done.err}"
@@ -60,9 +66,12 @@ def test_every_blocker_of_a_guest_is_a_reason(cluster: Cluster) -> None:
         cluster.assert_runs_only_on(guest, "h1")
         cluster.assert_nobody_noticed()
     finally:
-        cluster.ctl.sh("h1", *virsh, "destroy", "stuck")
-        cluster.ctl.sh("h1", "ip", "link", "del", "br-odd")
-        cluster.ctl.sh("h1", "rm", "-f", "/var/tmp/local.img")
+        for command in (
+            ("virsh", "-q", "-c", "qemu:///system", "destroy", "stuck"),
+            ("ip", "link", "del", "br-odd"),
+            ("rm", "-rf", "/var/tmp/local.img", "/run/usb"),
+        ):
+            cluster.ctl.sh("h1", *command)
 
 
 def test_drain_of_the_last_host_is_refused(cluster: Cluster) -> None:
