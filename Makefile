@@ -50,7 +50,7 @@ unit: venv
 	$(BIN)/pytest -q -n 2 $(UNIT)
 
 lab-test: image
-	$(BIN)/pytest -v tests/lab
+	$(BIN)/pytest -v --durations=20 tests/lab
 
 sim: venv
 	@$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED)) $(if $(RUNS),--runs $(RUNS))
