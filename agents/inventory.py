@@ -23,6 +23,8 @@ from storage.errors import Retryable
 from storage.words import Volume
 
 SETTLE_S = 0.05  # several events of one change become one look
+REST = 9  # after a look, so many times what it took: while guests move, events never end, and looks must not
+REST_MAX_S = 0.5
 WAIT_FOR_FRESH_S = 2.0
 WAIT_FOR_STORAGE_S = 8.0  # below the daemon's own deadline for a report
 STALE_S = 6.0  # an older look says nothing about now
@@ -78,7 +80,7 @@ class Inventory:
         self._on_look = on_look
         self._wake = asyncio.Event()
         self._published = asyncio.Event()
-        self._asking = 0  # who waits for a fresh report: then no look waits for more events
+        self._asked = asyncio.Event()  # somebody waits for a fresh report
         self._found: _Look | None = None
         self.latest: HostReport | None = None
         hypervisor.changes.listeners.append(lambda _uuid: self.poke())
@@ -98,14 +100,19 @@ class Inventory:
             tasks.create_task(self._volumes.run(self._used, self._publish), name="inventory of volumes")
 
     async def _watch(self) -> None:
+        took_s = 0.0
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._inventory_s):
                     await self._wake.wait()
-            if not self._asking:
-                await asyncio.sleep(SETTLE_S)
+            with contextlib.suppress(TimeoutError):  # unless somebody waits for the answer
+                async with asyncio.timeout(max(SETTLE_S, min(REST * took_s, REST_MAX_S))):
+                    await self._asked.wait()
             self._wake.clear()
+            self._asked.clear()
+            began_s = _now_s()
             self._found = await self._look()
+            took_s = _now_s() - began_s
             self._publish()
 
     async def fresh(self, max_age_s: float = 0.0, *, storage: bool = False) -> HostReport | None:
@@ -132,18 +139,14 @@ class Inventory:
         asked_s, touches = _now_s(), self._volumes.touches
         wanted_s = asked_s - max_age_s
         if not good():
-            self._asking += 1
             if storage:
                 self._volumes.demand()
             self.poke()
-            try:
+            self._asked.set()
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WAIT_FOR_STORAGE_S if storage else WAIT_FOR_FRESH_S):
                     while not good():
                         await self._published.wait()
-            except TimeoutError:
-                pass
-            finally:
-                self._asking -= 1
         if self.latest is None:
             return None
         report = aged(self.latest, _now_s() - self.latest.observed_s)
