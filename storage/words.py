@@ -128,6 +128,10 @@ class VolumeReport:
     peer_role: Role = Role.UNKNOWN  # drbd: as this host sees its peer
     sole_current_copy: bool = False  # this host may hold the only current copy (I10, I12)
     problems: tuple[str, ...] = ()  # every reason why health is not OK, for the operator
+    generation: str | None = None  # drbd: of this copy's data, whatever its state; None = not known
+    ancestors: tuple[
+        str, ...
+    ] = ()  # drbd: generations that this copy has gone through, so has every write of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

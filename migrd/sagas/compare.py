@@ -36,9 +36,10 @@ def reasons_apart(
     *,
     hosts: tuple[str, str],
 ) -> tuple[str, ...]:
-    """I7: why a replica on one host may miss writes of the other; asked before one of them is let go.
+    """I7: why the replica on the target may miss writes of the source's; asked before the source is let go.
 
-    Equal identities are equal data generations, and OK on both means that neither has written alone.
+    Equal identities are equal data generations, and OK on both means that neither has written alone. A source
+    whose generation the target has gone through is behind: what it had written, the target has too.
     """
     on_source = {report.volume.name: report for report in source}
     on_target = {report.volume.name: report for report in target}
@@ -50,6 +51,8 @@ def reasons_apart(
         if here is None or there is None:
             missing = hosts[0] if here is None else hosts[1]
             reasons.append(f"{volume.name}: {missing} did not report this volume")
+            continue
+        if here.generation is not None and here.generation in there.ancestors:
             continue
         reasons += _identity(here, there, hosts)
         reasons += _illness(here, hosts[0]) + _illness(there, hosts[1])

@@ -107,12 +107,14 @@ class DrbdDriver:
                     problems=(f"{volume.name}: {MODULE_MISSING}",),
                 )
             view = await self._view(volume.resource)
-            uuid = await self._uuid(view, volume)
+            uuid, ancestors = await self._generations(view, volume)
         except OutcomeError as error:
             return self._fallback(volume, tuple(error.reasons))
-        return self._report(volume, view, uuid)
+        return self._report(volume, view, uuid, ancestors)
 
-    def _report(self, volume: DrbdVolume, view: View, uuid: str | None) -> VolumeReport:
+    def _report(
+        self, volume: DrbdVolume, view: View, uuid: str | None, ancestors: tuple[str, ...]
+    ) -> VolumeReport:
         status = view.status
         device = next((d for d in status.devices if d.volume == volume.volume_nr), None)
         absent = status.complete and device is None
@@ -127,6 +129,8 @@ class DrbdDriver:
             peer_role=decide.peer_role(status),
             sole_current_copy=decide.sole_current_copy(status, volume.volume_nr),
             problems=decide.all_reasons(status),
+            generation=uuid,
+            ancestors=ancestors,
         )
 
     def _fallback(self, volume: DrbdVolume, reasons: tuple[str, ...]) -> VolumeReport:
@@ -375,9 +379,10 @@ class DrbdDriver:
         done = await self._run(argv.show(resource), deadline_s=READ_DEADLINE_S)
         return show.parse(done.stdout, resource)
 
-    async def _uuid(self, view: View, volume: DrbdVolume) -> str | None:
+    async def _generations(self, view: View, volume: DrbdVolume) -> tuple[str | None, tuple[str, ...]]:
+        """The current one (None if the connections tell different ones), and those it descends from."""
         if not self._has(view.status, volume):
-            return None
+            return None, ()
         if view.major < 9:
             commands = [argv.generation_84(volume.minor)]
         else:
@@ -385,11 +390,10 @@ class DrbdDriver:
                 argv.generation_9(volume.resource, c.node_id, volume.volume_nr)
                 for c in view.status.connections
             ]
-        found = {
-            parse.current_uuid((await self._run(command, deadline_s=READ_DEADLINE_S)).stdout)
-            for command in commands
-        }
-        return found.pop() if len(found) == 1 else None
+        said = [(await self._run(command, deadline_s=READ_DEADLINE_S)).stdout for command in commands]
+        current = {parse.current_uuid(text) for text in said}
+        ancestors = dict.fromkeys(uuid for text in said for uuid in parse.ancestor_uuids(text))
+        return (current.pop() if len(current) == 1 else None), tuple(ancestors)
 
     async def _configured(self) -> tuple[Configured, ...]:
         try:

@@ -236,9 +236,19 @@ def current_uuid(text: str) -> str | None:
     carries the same constant on every machine of the world and so identifies no disk.
     """
     found = _GENERATION.match(text)
-    if not found:
-        return None
-    value = int(found[1], 16) & ~_PRIMARY_BIT
+    return _uuid(found[1]) if found else None
+
+
+def ancestor_uuids(text: str) -> tuple[str, ...]:
+    """The bitmap and history UUIDs of `get-gi`: generations that this copy has gone through."""
+    if not _GENERATION.match(text):
+        return ()
+    fields = [field for field in text.strip().split(":")[1:] if len(field) == 16]
+    return tuple(uuid for field in fields if (uuid := _uuid(field)) is not None)
+
+
+def _uuid(field: str) -> str | None:
+    value = int(field, 16) & ~_PRIMARY_BIT
     return f"{value:016X}" if value not in (0, _JUST_CREATED) else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -114,6 +115,14 @@ def test_what_counts_as_one_copy() -> None:
     assert judge(here, there) == ()
     assert "h2 did not report" in judge(here, ())[0]
     assert "h1 did not report" in judge((), there)[0]
+    broken = replace(here[0], identity="moved-on", health=Health.DEGRADED, generation="A")
+    ahead = replace(there[0], identity="newer", health=Health.DEGRADED, generation="B", ancestors=("A",))
+    assert judge((broken, *here[1:]), (ahead, *there[1:])) == (), "the source is behind: nothing is lost"
+    unrelated = replace(ahead, ancestors=("C",))
+    assert judge((broken, *here[1:]), (unrelated, *there[1:]))
+    assert judge((replace(broken, generation=None), *here[1:]), (ahead, *there[1:])), (
+        "not known is not behind"
+    )
     world.machines["h2"].held[NAME].identity = ""
     unproved = tuple(world.volume("h2", volume) for volume in volumes)
     assert "cannot be proved on h2" in judge(here, unproved)[0]

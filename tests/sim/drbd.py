@@ -171,4 +171,6 @@ class Resource:
             peer_role=peer.role if self.connected else Role.UNKNOWN,
             sole_current_copy=not mine.inconsistent and not peer_current,
             problems=problems,
+            generation=f"{mine.generation:016X}",
+            ancestors=tuple(f"{older:016X}" for older in sorted(mine.older)),
         )

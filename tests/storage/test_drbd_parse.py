@@ -122,6 +122,10 @@ def test_primary_and_secondary_have_the_same_generation_but_fresh_metadata_has_n
     secondary = parse.current_uuid(state_84("connected_secondary", "get_gi_0.txt"))
     assert primary == secondary == "F7268911AEA8B24C"
     # A primary that wrote alone has started another generation: no longer the same disk.
+    behind = parse.ancestor_uuids(state_84("disconnected_primary", "get_gi_0.txt"))
+    assert primary in behind, "a primary that wrote alone descends from what its peer still has"
+    assert primary not in parse.ancestor_uuids(state_84("connected", "get_gi_0.txt"))
+    assert parse.ancestor_uuids("garbage") == ()
     assert parse.current_uuid(state_84("disconnected_primary", "get_gi_0.txt")) != primary
     zero = ":0000000000000000:0000000000000000:0000000000000000:1:1:0:1:0:0:0\n"
     assert parse.current_uuid(f"0000000000000004{zero}") is None
