@@ -21,6 +21,7 @@ ROUNDS = 10
 RESUMES = 4  # rounds in which parked operations are resumed; cancelled from then on
 QUIET_AT_MOST_S = 900.0  # back-offs, lost contact and twice UNKNOWN_LOOKS
 LOOK_AT_DISKS_S = 30.0
+BETWEEN_ROUNDS_S = 12.0  # an operator looks again once what he sees is fresh
 READY_AT_MOST_S = 90.0
 
 
@@ -42,7 +43,7 @@ async def converge(sim: Sim) -> None:
             break
         for each in _roots(parked):
             await _wish(sim, each, cancel=number >= RESUMES)
-        await sim.pass_time(3.0)
+        await sim.pass_time(BETWEEN_ROUNDS_S)
     await sim.until(lambda: _settled(sim), at_most_s=30.0)
 
 
