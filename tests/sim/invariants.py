@@ -5,10 +5,14 @@ The journal is read as it is on disk: consent and open windows count from the mo
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from migrd import saga
 from migrd.saga import SagaState
+from migrd.sagas.drain import DrainState
 from migrd.sagas.events import DrainRequested, Event, PowerRead
 from migrd.sagas.migrate_state import MigrateState
+from migrd.sagas.power import PowerState
 from storage.words import Role
 from tests.sim.world import Machine, World
 
@@ -46,11 +50,11 @@ class Invariants:
         self._books.add(operation, event)
         if isinstance(event, DrainRequested):
             self._world.consented |= set(event.allow_stop)
-        if isinstance(event, PowerRead) and event.status == "off":
-            host = self._books.states[operation].request.host  # type: ignore[union-attr]  # drain, power
+        state = self._books.states[operation]
+        if isinstance(event, PowerRead) and _believed_off(state):
+            host = state.request.host
             if self._world.machines[host].powered:
                 self._violate("I3", f"{operation} believes that {host} is off")
-        state = self._books.states[operation]
         if saga.parked(state) and not (state.reasons and state.remedy):
             self._violate("I15", f"{operation} is parked without reason or remedy")
         if saga.ended(state):
@@ -118,6 +122,13 @@ class Invariants:
 
     def _violate(self, invariant: str, text: str, event: str = "") -> None:
         self._world.trace.violate(invariant, text, event)
+
+
+def _believed_off(state: SagaState) -> TypeGuard[DrainState | PowerState]:
+    """Has this operation taken the power for off?"""
+    if isinstance(state, DrainState):
+        return state.off
+    return isinstance(state, PowerState) and state.request.action == "off" and state.phase == "done"
 
 
 def leftovers(world: World) -> list[str]:
