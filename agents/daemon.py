@@ -220,6 +220,7 @@ def _attempts(core: _Core, inventory: Inventory) -> Attempts:
         ledger=core.ledger,
         hypervisor=core.parts.hypervisor,
         drivers=core.parts.drivers,
+        in_use=core.parts.in_use,
         on_end=ended,
         attempts_max=limits.attempts,
         migrations_max=limits.migrations,

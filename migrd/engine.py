@@ -39,6 +39,7 @@ from migrd.sagas.events import (
     Admitted,
     CancelRequested,
     ChildEnded,
+    ColdRequested,
     Event,
     MigrateRequested,
     PowerActed,
@@ -49,7 +50,6 @@ from migrd.sagas.events import (
     Resumed,
     Withdrawn,
 )
-from migrd.sagas.migrate_state import MigrateState, Stage
 from migrd.sagas.undrain import UndrainState
 from migrd.slots import Caps, Slot, admit
 from storage.errors import Refused
@@ -149,7 +149,7 @@ class Engine:
             row = await self._journal.append(operation, request, self._clock.wall())
             state, commands = saga.start(operation, request)
             record = self._register(operation, request, state, row)
-        if isinstance(request, MigrateRequested):
+        if isinstance(request, MigrateRequested | ColdRequested):
             self.placement.release([request.guest])  # from here on it counts as in flight
         record.note(row.at_s)
         self._spawn(record, commands)
@@ -239,7 +239,7 @@ class Engine:
 
     def _end_of(self, record: Record) -> ChildEnded:
         state = record.state
-        target = state.request.target if isinstance(state, MigrateState) else ""
+        target = state.request.target if isinstance(state, saga.MoveState) else ""
         return ChildEnded(
             child=record.id,
             state=projection.operation_state(state),
@@ -247,9 +247,9 @@ class Engine:
             reason="; ".join(state.reasons),
         )
 
-    def moves(self) -> list[tuple[Record, MigrateState]]:
-        """Every open migration."""
-        return [(r, r.state) for r in self.open() if isinstance(r.state, MigrateState)]
+    def moves(self) -> list[tuple[Record, saga.MoveState]]:
+        """Every open move of a guest, live or cold."""
+        return [(r, r.state) for r in self.open() if isinstance(r.state, saga.MoveState)]
 
     def administrative(self) -> Mapping[str, HostState]:
         """Draining, drained, off: what the journal says about hosts."""
@@ -270,14 +270,14 @@ class Engine:
                 target=state.request.target,
                 order=record.seq,
             )
-            if state.stage is Stage.PENDING and record.id not in self._admitted:
+            if saga.pending(state) and record.id not in self._admitted:
                 decided = self.administrative().get(slot.target)
                 if decided is None:
                     waiting.append(slot)
                 else:
                     self._admitted.add(record.id)
                     self.post(record.id, Withdrawn(reason=f"{slot.target} is {decided} by now"))
-            elif state.stage is not Stage.PARKED:
+            elif not saga.parked(state):
                 running.append(slot)
         for operation in admit(waiting, running, self.settings.caps):
             self._admitted.add(operation)
@@ -379,6 +379,10 @@ class Engine:
             bandwidth_bps=self.settings.bandwidth_bps,
             deadline_s=self.settings.migrate_deadline_s,
         )
+
+    def cold_request(self, guest: str, source: str, target: str, asked: str | None) -> ColdRequested:
+        """The first row of a cold move, consent included (I5). Raises Refused when something is not known."""
+        return self.placement.cold_request(guest, source, target, asked_target=asked, may_stop=True)
 
     async def check_power_off(self, host: str) -> PowerChecked:
         """I12: what the hosts report at this moment, and every open move from or to `host`.

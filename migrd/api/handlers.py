@@ -108,7 +108,7 @@ async def migrate(request: web.Request, api: Api) -> Answer:
     cluster = api.control.cluster()
     uuid = names.guest_uuid(cluster, request.match_info["vm"])
     to = None if body.to is None else names.host_named(cluster, body.to).name
-    wanted = MigrateRequest(to=to)
+    wanted = MigrateRequest(to=to, cold=body.cold)
     if body.dry_run or flag(query, "dry_run"):
         return Answer(status=200, value=await api.control.plan_migrate(uuid, wanted))
     return accepted(await api.control.migrate(uuid, wanted))
