@@ -14,7 +14,7 @@ from migrd import saga
 from migrd.cold_steps import cold_steps
 from migrd.reconcile import Pair, SideView
 from migrd.sagas import cold
-from migrd.sagas.cold_state import ColdStage, ColdState
+from migrd.sagas.cold_state import DOMAIN_STEPS, ColdStage, ColdState, command_for
 from migrd.sagas.cold_verdicts import Found, found
 from migrd.sagas.commands import Call, Follow, IllegalEvent, Look, SagaCommand
 from migrd.sagas.events import (
@@ -161,6 +161,62 @@ def test_a_guest_that_runs_without_consent_is_refused() -> None:
     refused, commands = cold.step(state, looked(DomainState.RUNNING, DomainState.ABSENT))
     assert (refused.stage, commands) == (ColdStage.UNDONE, ())
     assert "--cold" in refused.reasons[0]
+
+
+def test_the_shutdown_itself_asserts_the_consent() -> None:
+    """I5: whatever led there, without a journalled consent no shutdown is sent."""
+    state = replace(at(ColdStage.RECONCILE), request=replace(REQUEST, may_stop=False))
+    with pytest.raises(AssertionError, match="I5"):
+        command_for(state, ColdStage.SHUTDOWN, Side.SOURCE)
+
+
+@pytest.mark.parametrize("there", [state for state in DomainState if state is not DomainState.ABSENT])
+def test_a_target_that_has_the_guest_already_is_refused(there: DomainState) -> None:
+    """I1: what is there may run; later nobody could tell it from what this move brings."""
+    state, _ = cold.step(cold.begin("op", REQUEST), Admitted())
+    after, commands = cold.step(state, looked(DomainState.RUNNING, there, number=3))
+    assert (after.stage, commands) == (ColdStage.UNDONE, ())
+
+
+def test_a_silent_target_that_may_have_the_definition_keeps_the_guest_from_starting_at_home() -> None:
+    """I1: without the definition there, home is enough; with it, both could start the guest."""
+    home = Looked(source=seen(DomainState.SHUTOFF), target=None)
+    attempts = {ColdStage.PREPARE: 1, ColdStage.SHUTDOWN: 1, ColdStage.RELEASE: 1, ColdStage.ACQUIRE: 1}
+    state = at(ColdStage.RECONCILE, going_back=True, attempts=attempts)
+    alone, commands = cold.step(state, home)
+    assert alone.alone
+    assert any(isinstance(command, Call) and command.host == "h1" for command in commands)
+    state = replace(state, attempts={**attempts, ColdStage.MOVE: 1})
+    for number in range(1, 100):
+        state, commands = cold.step(state, replace(home, number=number))
+        assert not any(isinstance(command, Call) for command in commands)
+        if state.stage is ColdStage.PARKED:
+            break
+    assert state.waits_for == ("h2",)
+
+
+def test_a_definition_on_both_hosts_is_swept_from_the_target_before_a_start_at_home() -> None:
+    """I1: and the target lets go before the source takes back, and that before the guest starts."""
+    attempts = {stage: 1 for stage in ColdStage if stage in ("prepare", "release", "acquire")}
+    state = at(ColdStage.RECONCILE, going_back=True, attempts={**attempts, ColdStage.MOVE: 1})
+    state, commands = cold.step(state, looked(DomainState.SHUTOFF, DomainState.SHUTOFF))
+    order = []
+    while any(isinstance(command, Call) for command in commands):
+        order.append(str(state.stage))
+        side = Side.SOURCE if state.host(Side.SOURCE) == commands[0].host else Side.TARGET  # type: ignore[union-attr]
+        done = Answered(side=side, step=state.stage, attempt=1, outcome=Outcome.DONE)
+        state, commands = cold.step(state, done)
+    assert order == ["sweep", "free-target", "reattach", "reacquire", "restart"]
+
+
+@pytest.mark.parametrize("step", DOMAIN_STEPS)
+def test_a_restart_of_the_daemon_follows_a_step_on_the_guest(step: ColdStage) -> None:
+    """I16: its end is waited for, under the number that it has."""
+    state = at(step, open=step, attempts={step: 3})
+    after, commands = cold.step(state, Recovered(epoch=2))
+    assert after.stage is step
+    assert [(type(c), c.attempt) for c in commands if isinstance(c, Follow)] == [(Follow, 3)]
+    assert len(commands) == 1
 
 
 @pytest.mark.parametrize("state_seen", [DomainState.RUNNING, DomainState.SHUTOFF])
