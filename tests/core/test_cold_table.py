@@ -209,6 +209,15 @@ def test_a_definition_on_both_hosts_is_swept_from_the_target_before_a_start_at_h
     assert order == ["sweep", "free-target", "reattach", "reacquire", "restart"]
 
 
+def test_a_cancel_is_followed_at_the_end_of_the_very_step() -> None:
+    """It does not take another step forward first."""
+    state = at(ColdStage.RELEASE, cancelled=True, attempts={ColdStage.RELEASE: 1}, down=True)
+    done = Answered(side=Side.SOURCE, step="release", attempt=1, outcome=Outcome.DONE)
+    after, commands = cold.step(state, done)
+    assert after.going_back
+    assert [type(command) for command in commands] == [Look]
+
+
 @pytest.mark.parametrize("step", DOMAIN_STEPS)
 def test_a_restart_of_the_daemon_follows_a_step_on_the_guest(step: ColdStage) -> None:
     """I16: its end is waited for, under the number that it has."""
