@@ -3,7 +3,7 @@
 Offline migration (libvirt 9.0, qemu_migration.c): no QEMU is started and no memory sent. The target's
 libvirtd persists the definition in its Finish phase, without autostart; after that the source's Confirm phase
 removes its own. So a broken connection leaves the definition here or on both hosts, never on none; a second
-call then moves it over the one that is there (both seen with two libvirtds of 9.0.0).
+call then moves it over the one that is there (seen with two libvirtds of 9.0.0).
 VIR_MIGRATE_OFFLINE needs PERSIST_DEST; on a *running* domain it would copy the definition and leave the guest
 running, which is why the state is looked at in the very thread that calls.
 """
