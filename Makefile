@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 LAB := deploy/lab/lab
 UNIT := tests --ignore=tests/lab
 
-.PHONY: help deps venv image lint check fmt unit test lab-test demo bench lock clean
+.PHONY: help deps venv image lint check fmt unit sim test lab-test demo bench lock clean
 
 help:
 	@echo "make demo   drain a real host live in a lab of four machines on this one (root; about 8 minutes)"
 	@echo "make test   every test, lab included (root; at most 25 minutes)"
 	@echo "make check  format, lint, types, import contracts, unit tests (under two minutes)"
+	@echo "make sim    random runs of the whole system in virtual time: RUNS=n from a fresh seed, or SEED=n"
 	@echo "make bench  figures as JSON lines, progress on stderr (root); fails only if one cannot be taken"
 	@echo "make lock   resolve requirements.lock anew from pyproject.toml"
 
@@ -50,6 +51,9 @@ unit: venv
 
 lab-test: image
 	$(BIN)/pytest -v tests/lab
+
+sim: venv
+	@$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED)) $(if $(RUNS),--runs $(RUNS))
 
 test: lint unit lab-test
 

@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 EPSILON_S = 1e-9
 UNWIND_ROUNDS = 30
+MANY_CANCELLED = 100  # timers; deadlines that were met stay in the heap until their time
 
 
 class Deadlock(Exception):  # noqa: N818 - what it is
@@ -75,6 +76,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     _ready: Any
     _scheduled: Any
     _stopping: bool
+    _timer_cancelled_count: int
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -100,6 +102,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def _run_once(self) -> None:
         ready, scheduled = self._ready, self._scheduled
+        if self._timer_cancelled_count > MANY_CANCELLED and 2 * self._timer_cancelled_count > len(scheduled):
+            scheduled[:] = [handle for handle in scheduled if not handle._cancelled]
+            heapq.heapify(scheduled)
+            self._timer_cancelled_count = 0
         while scheduled and scheduled[0]._cancelled:
             heapq.heappop(scheduled)._scheduled = False
         if not ready and not self._stopping:

@@ -17,9 +17,9 @@ ANSWER_S = 0.3
 
 
 class Bmcs:
-    """Implements storage.run.Runner for ipmitool's argv. `on_off(host)` is called before a power-off."""
+    """Implements storage.run.Runner for ipmitool's argv. `on_off(host, told_s)`: before the power goes."""
 
-    def __init__(self, world: World, rng: random.Random, on_off: Callable[[str], None]) -> None:
+    def __init__(self, world: World, rng: random.Random, on_off: Callable[[str, float], None]) -> None:
         self._world = world
         self._rng = rng
         self._on_off = on_off
@@ -53,13 +53,16 @@ class Bmcs:
         self._world.trace.note("command", host, f"BMC is told: {verb}")
         if machine.bmc != "deaf":
             delay_s = self._rng.uniform(2.0, 6.0) if machine.bmc == "slow" else 0.0
-            self._world.later(delay_s, self._off if verb == "off" else self._on, host)
+            if verb == "off":
+                self._world.later(delay_s, self._off, host, self._world.loop.time())
+            else:
+                self._world.later(delay_s, self._on, host)
         word = "Down/Off" if verb == "off" else "Up/On"
         return Completed(tuple(argv), 0, f"Chassis Power Control: {word}\n", "")
 
-    def _off(self, host: str) -> None:
+    def _off(self, host: str, told_s: float) -> None:
         if self._world.machines[host].powered:
-            self._on_off(host)
+            self._on_off(host, told_s)
             self.off_by_migrd.add(host)
             self._world.power_off(host, "BMC")
 

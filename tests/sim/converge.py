@@ -7,6 +7,7 @@ after that never ends, and that is a failure of the run.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 
 from migrd.operations import Operation, OperationState
@@ -88,10 +89,8 @@ async def _wish(sim: Sim, operation: Operation, *, cancel: bool) -> None:
     found = sim.operation(operation.id)
     if found is None or found.state is not OperationState.PARKED:
         return
-    try:
+    with contextlib.suppress(Refused):  # it went on by itself meanwhile
         await (sim.cancel(operation.id) if cancel else sim.resume(operation.id))
-    except Refused:
-        return  # it went on by itself meanwhile
 
 
 def _stopped(sim: Sim) -> list[Guest]:
@@ -105,14 +104,17 @@ def _stopped(sim: Sim) -> list[Guest]:
 
 
 async def start_stopped(sim: Sim) -> None:
-    """`virsh start` by an operator, for guests that no operation works on."""
+    """`virsh start` by an operator, for guests that no operation works on; their host comes back first."""
     for guest in _stopped(sim):
         if any(o.guest == guest.uuid for o in sim.open_operations()):
             continue
-        for host, machine in sim.world.machines.items():
-            if machine.booted and guest.uuid in machine.domains and _current(sim, host, guest):
-                sim.world.start_by_hand(host, guest.uuid)
-                break
+        homes = [m for m in sim.world.machines.values() if guest.uuid in m.domains]
+        able = next((m for m in homes if m.booted and _current(sim, m.name, guest)), None)
+        if able is not None:
+            sim.world.start_by_hand(able.name, guest.uuid)
+        elif off := next((m for m in homes if m.name in sim.bmcs.off_by_migrd), None):
+            with contextlib.suppress(Refused):  # an operation holds it: once that has ended
+                await sim.undrain(off.name)
     await sim.pass_time(1.0)
 
 

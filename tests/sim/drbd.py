@@ -36,6 +36,7 @@ class Resource:
     replicas: dict[str, Replica]  # by host
     connected: bool = True
     syncing: bool = False
+    lost_s: float = 0.0  # when the connection was lost last, on the loop's clock
     identity: dict[str, str] = field(default_factory=dict)  # host -> another disk's identity (a wrong one)
 
     @property
@@ -76,13 +77,15 @@ class Resource:
         mine.flag = allowed
         return ""
 
-    def power_lost(self, host: str) -> None:
+    def power_lost(self, host: str, now_s: float) -> None:
         """Runtime options and roles are gone with the kernel; the data stays."""
         mine = self.mine(host)
         mine.up, mine.role, mine.flag, mine.standalone = False, Role.SECONDARY, False, False
-        self.disconnect()
+        if self.connected:
+            self.disconnect(now_s)
 
-    def disconnect(self) -> None:
+    def disconnect(self, now_s: float) -> None:
+        self.lost_s = now_s
         self.connected = self.syncing = False
 
     def wrote_alone(self, host: str, generation: int) -> None:

@@ -1,4 +1,4 @@
-"""libvirt of one host, as an agent's life is connected to it. Implements agents.assembly.RunnableHypervisor."""
+"""libvirt of one host, as one life of its agent sees it. Implements agents.assembly.RunnableHypervisor."""
 
 from __future__ import annotations
 

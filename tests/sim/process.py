@@ -1,4 +1,4 @@
-"""The two kinds of production process, run in lives: what is not on its machine's disk dies with each life."""
+"""The two kinds of production process, run in lives: what is not on the disk dies with each life."""
 
 from __future__ import annotations
 
@@ -48,15 +48,18 @@ class Process:
         self.lives = 0
         self.graves: list[Life] = []
         self._wanted = False
+        self.on_death: Callable[[], None] = lambda: None
 
     @property
     def alive(self) -> bool:
         return self.life is not None
 
     def start(self) -> None:
-        """Begin a life, unless one is going on."""
+        """Begin a life. One that is going on goes on, and is no longer to be killed."""
         self._wanted = True
-        if self.life is None:
+        if self.life is not None:
+            self.life.steps_left = None
+        else:
             self.lives += 1
             life = self.life = Life(name=f"{self.name}/{self.lives}")
             self.world.trace.note("process", self.name, f"starts (life {self.lives})")
@@ -80,6 +83,7 @@ class Process:
             self.graves.append(life)
             self.world.trace.note("process", self.name, f"dies: {why}")
             self.died()
+            self.on_death()
 
     def died(self) -> None:
         """What the kernel does about it."""

@@ -55,11 +55,17 @@ async def _bounded(what: Plan) -> tuple[str, float, int, str]:
         try:
             async with asyncio.timeout(AT_MOST_S):
                 await _story(sim, what)
-        except BrokenError as error:
-            failure = f"{what}\n\n{error}"
-        except TimeoutError:
+        except* BrokenError as group:
+            failure = f"{what}\n\n{_first(group)}"
+        except* TimeoutError:
             failure = f"{what}\n\n{sim.story([f'I20: not over after {AT_MOST_S:g} virtual seconds'])}"
         return sim.trace.digest(), sim.trace.now_s, len(sim.trace.log), failure
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _story(sim: Sim, what: Plan) -> None:

@@ -135,7 +135,7 @@ class Sim:
         return self.world.where(guest)
 
     async def until(self, true: Callable[[], bool], *, at_most_s: float = 600.0) -> bool:
-        """Let virtual time pass until `true()`; False after `at_most_s`. Raises BrokenError at a violation."""
+        """Let virtual time pass until `true()`; False after `at_most_s`. Raises BrokenError."""
         ends_s = self._loop.time() + at_most_s
         while not true():
             self.check()
@@ -192,7 +192,7 @@ class Sim:
         task.add_done_callback(end, context=Context())
         life.at_death.append(end)
         await over
-        if life.dead or not task.done():
+        if not task.done():
             return ""
         try:
             return task.result().id
@@ -324,7 +324,7 @@ class Sim:
             raise BrokenError(self.story(self.trace.violations))
 
     def check_end(self) -> None:
-        """After `converge`: all has ended, each guest runs once, nothing is left, journal and memory agree."""
+        """After `converge`: all has ended, guests run once, nothing is left, journal and memory agree."""
         self.check()
         wrong = [f"I15: {o.id} {o.kind} {o.subject} is {o.state}: {o.reason}" for o in self.open_operations()]
         for guest in self.world.guests.values():

@@ -203,14 +203,16 @@ class World:
             machine.domains[uuid] = Domain(DomainState.SHUTOFF, reason, process=False, ran=domain.ran)
         if domain.process:
             machine.ending.add(uuid)
-            self.later(self.between((0.0, 0.4)), self._reaped, host, uuid)
+            self.later(self.between((0.0, 0.4)), self._reaped, host, uuid, keep)
         self.changed(host, f"QEMU of {self.guests[uuid].name} ends ({reason})", uuid=uuid)
 
-    def _reaped(self, host: str, uuid: str) -> None:
+    def _reaped(self, host: str, uuid: str, stopped: bool) -> None:
         machine = self.machines[host]
         if uuid not in machine.ending:
             return
         machine.ending.discard(uuid)
+        if stopped:
+            self._closed(host, uuid)
         self.changed(host, f"QEMU of {self.guests[uuid].name} is gone", uuid=uuid)
 
     def ask_to_stop(self, host: str, uuid: str) -> None:
@@ -224,9 +226,8 @@ class World:
         domain = self.machines[host].domains.get(uuid)
         if domain is not None and domain.process and domain.state is DomainState.SHUTDOWN:
             self.end_process(host, uuid, keep=True)
-            self.closed(host, uuid)
 
-    def closed(self, host: str, uuid: str) -> None:
+    def _closed(self, host: str, uuid: str) -> None:
         """The last opener of a DRBD device is gone: auto-promote's counterpart demotes it."""
         for volume in self.guests[uuid].volumes:
             if isinstance(volume, DrbdVolume):
@@ -265,7 +266,7 @@ class World:
         """Replication breaks off; whoever executes goes on writing alone."""
         if not resource.connected:
             return
-        resource.disconnect()
+        resource.disconnect(self.loop.time())
         for host in resource.replicas:
             if self.executes(self.machines[host], self.owner(resource.name).uuid):
                 self._generation += 1
@@ -330,7 +331,7 @@ class World:
         for resource in self.resources.values():
             if host in resource.replicas:
                 self.drop_link(resource, f"{host} has no power")
-                resource.power_lost(host)
+                resource.power_lost(host, self.loop.time())
         self.changed(host, f"loses power ({why})")
         self.on_power(host, False)
         self.link_changed()
