@@ -87,6 +87,10 @@ class SimDrbd:
         world.changed(name, f"promotes {resource.name}: {refused or 'done'}")
         return refused
 
+    async def reasons_apart(self, volume: Volume, handover: Handover) -> tuple[str, ...]:
+        await self._host.pause(CALL_S)
+        return self._of(volume).problems(self._host.name)
+
     async def release(self, volume: Volume, handover: Handover) -> None:
         resource, name = self._of(volume), self._host.name
         await self._host.pause(CALL_S)
@@ -158,6 +162,7 @@ class SimIscsi:
     async def prepare(self, volume: Volume, handover: Handover) -> None:
         await self._host.pause(CALL_S)
         if volume.name not in self._host.machine.sessions:
+            _may_log_in(self._host, volume)
             await self._host.tool(f"login {volume.name}", lambda: self._session(volume, there=True))
 
     def _session(self, volume: Volume, *, there: bool) -> str:
@@ -176,6 +181,9 @@ class SimIscsi:
         await self._host.pause(CALL_S)
         if volume.name not in self._host.machine.sessions:
             raise Refused(f"{volume.name}: no session on this host")
+
+    async def reasons_apart(self, volume: Volume, handover: Handover) -> tuple[str, ...]:
+        return ()
 
     async def release(self, volume: Volume, handover: Handover) -> None:
         await self._host.pause(CALL_S)
@@ -214,6 +222,7 @@ class SimIscsiQemu:
 
     async def prepare(self, volume: Volume, handover: Handover) -> None:
         await self._host.pause(TOOL_S)
+        _may_log_in(self._host, volume)
 
     async def open_window(self, volume: Volume, handover: Handover) -> WindowOptions | None:
         return None
@@ -221,11 +230,25 @@ class SimIscsiQemu:
     async def acquire(self, volume: Volume, handover: Handover) -> None:
         await self._host.pause(CALL_S)
 
+    async def reasons_apart(self, volume: Volume, handover: Handover) -> tuple[str, ...]:
+        return ()
+
     async def release(self, volume: Volume, handover: Handover) -> None:
         await self._host.pause(CALL_S)
 
     async def close_window(self, volume: Volume, handover: Handover, before: WindowOptions | None) -> None:
         """Nothing was opened."""
+
+
+def _may_log_in(host: Host, volume: Volume) -> None:
+    """iscsiadm's exit codes as storage.iscsi reads them: 24 will not change by itself, 8 may."""
+    match host.world.no_login.get((host.name, volume.name), ""):
+        case "chap":
+            raise Failed(f"{volume.name}: login failed: authorization failure")
+        case "down":
+            raise Retryable(f"{volume.name}: login failed: connection timed out")
+        case _:
+            return
 
 
 def drivers(host: Host) -> dict[str, Driver]:
