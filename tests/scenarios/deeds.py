@@ -258,7 +258,6 @@ def _destroy(sim: Sim, deed: Deed) -> None:
     sim.world.excused.add(guest.uuid)
     running = sim.migrations.of(guest.uuid, host)
     sim.world.end_process(host, guest.uuid, keep=True, reason="destroyed")
-    sim.world.closed(host, guest.uuid)
     if running is not None:
         running.broken("the guest was destroyed", late=False)
 
@@ -284,6 +283,12 @@ def _virsh_migrate(sim: Sim, deed: Deed) -> None:
         if volume.kind == "iscsi":
             sim.world.machines[target].sessions.add(volume.name)
     sim.migrations.begin(guest.uuid, _domain(sim, guest)[0], target)
+
+
+def _logout(sim: Sim, deed: Deed) -> None:
+    """Somebody tidies up what is not needed there any more."""
+    guest, host = deed.words
+    sim.world.machines[host].sessions -= {volume.name for volume in sim.world.guest(guest).volumes}
 
 
 def _create(sim: Sim, deed: Deed) -> None:
@@ -407,5 +412,6 @@ DEEDS: Mapping[str, Kind] = {
     "virsh-destroy": Kind(do=_destroy, takes=("guest", "host")),
     "virsh-suspend": Kind(do=_suspend, takes=("guest",), undo=_virsh_resume),
     "virsh-migrate": Kind(do=_virsh_migrate, takes=("guest", "host")),
+    "logout": Kind(do=_logout, takes=("guest", "host")),
     "create": Kind(do=_create, takes=("word", "host"), options=("memory",)),
 }

@@ -97,6 +97,7 @@ class _Reader:
         self.lasts_s = 0.0
         self.flags: set[str] = set()
         self.allowed: list[str] = []
+        self.names: set[str] = set()  # of guests
 
     def read(self, text: str) -> Scenario:
         lines = text.splitlines()
@@ -191,15 +192,19 @@ class _Reader:
                 memory_bytes = self._memory(word)
             else:
                 self._wrong(f"guest {name}: {word} is neither NGiB nor copy SECONDS")
+        self.names.add(name)
         self.guests.append(
             GuestLine(name=name, kind=kind, host=host, peer=peer, memory_bytes=memory_bytes, copy_s=copy_s)
         )
 
     def _deed(self, words: list[str]) -> Deed:
         try:
-            return read_deed(words, set(self.hosts), {guest.name for guest in self.guests})
+            deed = read_deed(words, set(self.hosts), self.names)
         except DeedError as error:
             raise ScenarioError(f"{self.name}:{self.number}: {error}") from None
+        if deed.name == "create":
+            self.names.add(deed.words[0])
+        return deed
 
     def _number(self, word: str) -> float:
         try:
