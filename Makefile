@@ -13,8 +13,8 @@ help:
 	@echo "make demo   drain a real host live in a lab of four machines on this one (root; about 8 minutes)"
 	@echo "make test   every test, lab included (root; at most 25 minutes)"
 	@echo "make check  format, lint, types, import contracts, unit tests (under two minutes)"
-	@echo "make sim    random runs of the whole system in virtual time: RUNS=n from a fresh seed, or SEED=n"
 	@echo "make bench  figures as JSON lines, progress on stderr (root); fails only if one cannot be taken"
+	@echo "make sim    random runs of the whole system in virtual time: RUNS=n from a fresh seed, or SEED=n"
 	@echo "make lock   resolve requirements.lock anew from pyproject.toml"
 
 deps:
@@ -50,7 +50,7 @@ unit: venv
 	$(BIN)/pytest -q -n 2 $(UNIT)
 
 lab-test: image
-	$(BIN)/pytest -v tests/lab
+	$(BIN)/pytest -v --durations=20 tests/lab
 
 sim: venv
 	@$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED)) $(if $(RUNS),--runs $(RUNS))

@@ -9,7 +9,14 @@ from storage.errors import Failed, OutcomeError, Refused, Retryable, Unknown
 
 
 class StaleEpoch(Failed):
-    """The agent has obeyed a newer epoch (I4): this daemon is no longer the master of this host."""
+    """The agent has obeyed a newer epoch (I4): this daemon is no longer the master of this host.
+
+    `highest`: that epoch; 0 when an older agent does not say.
+    """
+
+    def __init__(self, *reasons: str, highest: int = 0) -> None:
+        super().__init__(*reasons)
+        self.highest = highest
 
 
 class AttemptNotSeen(Unknown):
@@ -30,7 +37,7 @@ def refusal(name: str, status: int, body: bytes, *, changes: bool) -> OutcomeErr
     first = f"{name}: {problem.detail or problem.title}"
     match problem.type:
         case problems.STALE_EPOCH:
-            return StaleEpoch(first)
+            return StaleEpoch(first, highest=problem.epoch)
         case problems.UNKNOWN_ATTEMPT:
             return AttemptNotSeen(first)
         case problems.TOO_MANY | problems.UNAVAILABLE | problems.DOMAIN_BUSY:

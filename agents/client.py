@@ -105,9 +105,12 @@ class AgentClient:
         """Close all connections. A later call opens them again."""
         await self._transport.close()
 
-    async def report(self) -> HostReport:
-        """Everything the host knows of itself. Raises Retryable, Refused."""
-        return await self._call("GET", "/v1/report", None, HostReport)
+    async def report(self, *, storage: bool = False) -> HostReport:
+        """Everything the host knows of itself; `storage`: all volumes are looked at anew for it.
+
+        An agent too old to know the wish answers with older volumes. Raises Retryable, Refused.
+        """
+        return await self._call("GET", "/v1/report?storage=1" if storage else "/v1/report", None, HostReport)
 
     async def preflight(self, question: Preflight) -> PreflightReport:
         """Could this host take these CPUs and volumes? Raises Retryable, Refused."""

@@ -23,7 +23,10 @@ from storage.errors import Retryable
 from storage.words import Volume
 
 SETTLE_S = 0.05  # several events of one change become one look
+REST = 9  # after a look, so many times what it took: while guests move, events never end, and looks must not
+REST_MAX_S = 0.5
 WAIT_FOR_FRESH_S = 2.0
+WAIT_FOR_STORAGE_S = 8.0  # below the daemon's own deadline for a report
 STALE_S = 6.0  # an older look says nothing about now
 
 
@@ -77,7 +80,7 @@ class Inventory:
         self._on_look = on_look
         self._wake = asyncio.Event()
         self._published = asyncio.Event()
-        self._asking = 0  # who waits for a fresh report: then no look waits for more events
+        self._asked = asyncio.Event()  # somebody waits for a fresh report
         self._found: _Look | None = None
         self.latest: HostReport | None = None
         hypervisor.changes.listeners.append(lambda _uuid: self.poke())
@@ -97,22 +100,30 @@ class Inventory:
             tasks.create_task(self._volumes.run(self._used, self._publish), name="inventory of volumes")
 
     async def _watch(self) -> None:
+        took_s = 0.0
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._inventory_s):
                     await self._wake.wait()
-            if not self._asking:
-                await asyncio.sleep(SETTLE_S)
+            with contextlib.suppress(TimeoutError):  # unless somebody waits for the answer
+                async with asyncio.timeout(max(SETTLE_S, min(REST * took_s, REST_MAX_S))):
+                    await self._asked.wait()
             self._wake.clear()
+            self._asked.clear()
+            began_s = _now_s()
             self._found = await self._look()
+            took_s = _now_s() - began_s
             self._publish()
 
-    async def fresh(self, max_age_s: float = 0.0) -> HostReport | None:
+    async def fresh(self, max_age_s: float = 0.0, *, storage: bool = False) -> HostReport | None:
         """A report not older than `max_age_s`; if that takes longer than 2 s, the latest, or None.
 
         By default its look began after the question: half a second ago a guest that has just left was still
         here, paused, and a drain that asks what is left would park on it. Volumes are as old as the last look
         at them, which is never older than a command that touched them and ended before the question.
+
+        `storage`: all volumes are looked at anew, too, for which it waits up to 8 s (I12). One whose look did
+        not begin after the question is UNKNOWN then, and a look that has not ended is a problem of the host.
 
         A report older than 6 s says that every guest is UNKNOWN: nobody must decide on it (I19).
         """
@@ -122,21 +133,29 @@ class Inventory:
                 self.latest is not None
                 and self.latest.observed_s >= wanted_s
                 and self._volumes.covered >= touches
+                and (not storage or self._volumes.whole_s >= asked_s)
             )
 
-        wanted_s, touches = _now_s() - max_age_s, self._volumes.touches
+        asked_s, touches = _now_s(), self._volumes.touches
+        wanted_s = asked_s - max_age_s
         if not good():
-            self._asking += 1
+            if storage:
+                self._volumes.demand()
             self.poke()
-            try:
-                async with asyncio.timeout(WAIT_FOR_FRESH_S):
+            self._asked.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WAIT_FOR_STORAGE_S if storage else WAIT_FOR_FRESH_S):
                     while not good():
                         await self._published.wait()
-            except TimeoutError:
-                pass
-            finally:
-                self._asking -= 1
-        return None if self.latest is None else aged(self.latest, _now_s() - self.latest.observed_s)
+        if self.latest is None:
+            return None
+        report = aged(self.latest, _now_s() - self.latest.observed_s)
+        return self._with_storage_of(report, asked_s) if storage else report
+
+    def _with_storage_of(self, report: HostReport, asked_s: float) -> HostReport:
+        """Only volumes that were looked at after the question, and a problem if that is not all of them."""
+        trouble = () if self._volumes.whole_s >= asked_s else ("not all volumes could be looked at in time",)
+        return replace(report, volumes=self._volumes.since(asked_s), problems=(*report.problems, *trouble))
 
     async def _look(self) -> _Look:
         began_s = _now_s()

@@ -3,15 +3,20 @@
 Invariants: an attempt is on disk before it begins, so the same (operation, step, attempt) is never begun
 twice, whatever dies in between; the highest epoch survives a restart (I4). One thread owns the connection.
 Ended attempts are pruned by age and number; running ones never.
+
+Every call has a deadline (I20): a disk that hangs makes the ledger unusable, not its callers wait for ever.
+While a call hangs, no other is queued behind it. An attempt whose record came too late was not begun, and the
+record is ended as RETRYABLE before anything else is read.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +28,8 @@ T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 PRUNE_EVERY = 100
+DEADLINE_S = 10.0  # above SQLite's own busy timeout, below the daemon's request timeout
+NEVER_BEGUN = "never begun: the ledger of this host did not take the record in time"
 _SCHEMA = """
 create table if not exists epoch (one integer primary key check (one = 1), highest integer not null);
 create table if not exists attempts (
@@ -81,6 +88,7 @@ class Ledger:
         *,
         keep_rows: int,
         keep_days: float,
+        deadline_s: float = DEADLINE_S,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
@@ -89,6 +97,8 @@ class Ledger:
         self._keep_rows = keep_rows
         self._keep_s = keep_days * 86400
         self._admitted = 0
+        self._deadline_s = deadline_s
+        self._hanging: Future[None] | None = None
         self.highest_epoch = 0
 
     @classmethod
@@ -98,6 +108,7 @@ class Ledger:
         *,
         keep_rows: int = 20_000,
         keep_days: float = 30.0,
+        deadline_s: float = DEADLINE_S,
         executor: Executor | None = None,
         connect: Connect = connect_file,
         wall: Callable[[], float] = time.time,
@@ -110,18 +121,22 @@ class Ledger:
         thread = executor or ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
         loop = asyncio.get_running_loop()
         try:
-            database = await loop.run_in_executor(thread, _open, path, connect)
-        except (sqlite3.Error, OSError) as error:
+            async with asyncio.timeout(deadline_s):
+                database = await loop.run_in_executor(thread, _open, path, connect)
+        except (sqlite3.Error, OSError) as error:  # TimeoutError is an OSError
             thread.shutdown(wait=False)
-            raise LedgerError(f"{path}: {error}") from error
-        ledger = cls(database, thread, keep_rows=keep_rows, keep_days=keep_days, wall=wall)
+            raise LedgerError(f"{path}: {error or 'the disk does not answer'}") from error
+        ledger = cls(
+            database, thread, keep_rows=keep_rows, keep_days=keep_days, deadline_s=deadline_s, wall=wall
+        )
         ledger.highest_epoch = await ledger._run(ledger._read_epoch)
         await ledger._run(ledger._prune)
         return ledger
 
     async def close(self) -> None:
-        """Close; what was answered is on disk already."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._database.close)
+        """Close; what was answered is on disk already. A call that hangs is left behind."""
+        with contextlib.suppress(LedgerError):
+            await self._run(self._database.close)
         self._thread.shutdown(wait=False)
 
     async def admit(self, attempt: Attempt) -> Admission:
@@ -129,7 +144,16 @@ class Ledger:
 
         Raises StaleEpochError, DifferentCommandError, LedgerError; then nothing was recorded.
         """
-        admission = await self._run(lambda: self._admit(attempt))
+        too_late = AttemptReport(
+            operation=attempt.operation,
+            step=attempt.step,
+            attempt=attempt.attempt,
+            outcome=Outcome.RETRYABLE,
+            reasons=(NEVER_BEGUN,),
+        )
+        admission = await self._run(
+            lambda: self._admit(attempt), too_late=lambda: self._transaction(lambda: self._finish(too_late))
+        )
         self.highest_epoch = max(self.highest_epoch, attempt.epoch)
         return admission
 
@@ -152,11 +176,21 @@ class Ledger:
 
     # -- inside the thread -----------------------------------------------------------------------
 
-    async def _run(self, function: Callable[[], T]) -> T:
+    async def _run(self, function: Callable[[], T], *, too_late: Callable[[], None] = lambda: None) -> T:
+        """`too_late` runs right behind a `function` that ended after its deadline, before any other call."""
+        if self._hanging is not None and not self._hanging.done():
+            raise LedgerError("the ledger cannot be used: an earlier call still hangs: see dmesg")
+        work = self._thread.submit(function)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+            async with asyncio.timeout(self._deadline_s):
+                return await asyncio.shield(asyncio.wrap_future(work))
         except sqlite3.Error as error:
             raise LedgerError(f"the ledger cannot be used: {error}") from error
+        except TimeoutError:
+            # A call that has not begun never will; the one that hangs may still have its effect.
+            if not work.cancel() and (self._hanging is None or self._hanging.done()):
+                self._hanging = self._thread.submit(too_late)
+            raise LedgerError(f"the ledger cannot be used: no answer in {self._deadline_s:g} s") from None
 
     def _transaction(self, function: Callable[[], T]) -> T:
         self._database.execute("begin immediate")

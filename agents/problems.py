@@ -29,3 +29,4 @@ class Problem:
     status: int
     detail: str = ""
     errors: tuple[str, ...] = ()
+    epoch: int = 0  # stale-epoch: the one that is obeyed

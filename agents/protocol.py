@@ -8,7 +8,7 @@ this agent would not honour.
 
 HTTP surface of an agent (mTLS, port 7443):
 
-    GET  /v1/report                      -> HostReport
+    GET  /v1/report[?storage=1]          -> HostReport          (storage=1: all volumes looked at anew)
     GET  /v1/events                      -> NDJSON, one Event per line, a heartbeat at least every 1 s
     POST /v1/preflight   Preflight       -> PreflightReport     (reads only)
     POST /v1/observe     Observe         -> Observation         (reads only: one guest on this host)
@@ -28,11 +28,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from agents.mistakes import Seconds
 from storage.words import Handover, Volume, VolumeReport, WindowOptions
 
 PROTOCOL = 1
 
 AnyVolume = Annotated[Volume, Field(discriminator="kind")]
+
+# Bounds of what a daemon may ask. SQLite holds 64 bits and JSON readers 53, so an epoch beyond that could be
+# obeyed once and never be followed by a higher one.
+MAX_INTEGER = 2**53
+MAX_ATTEMPT = 999_999_999  # as many digits as the path of an attempt takes
+MAX_DOWNTIME_MS = 2_000_000  # QEMU's own bound
+
+Epoch = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 
 
 class DomainState(StrEnum):
@@ -207,9 +216,11 @@ class MigrateDomain:
     uuid: str
     target_uri: str
     target_address: str
-    downtime_limit_ms: int = 300
-    bandwidth_bps: int | None = None  # bytes per second; None = no limit
-    deadline_s: float = 3600.0  # asked to abort after that
+    downtime_limit_ms: Annotated[int, Field(ge=1, le=MAX_DOWNTIME_MS)] = 300
+    bandwidth_bps: Annotated[int, Field(ge=1, le=MAX_INTEGER)] | None = (
+        None  # bytes per second; None = no limit
+    )
+    deadline_s: Seconds = 3600.0  # asked to abort after that
     volumes: tuple[AnyVolume, ...] = ()
     handover: Handover | None = None
     kind: Literal["migrate-domain"] = "migrate-domain"
@@ -232,7 +243,7 @@ class ShutdownDomain:
     """Ask the guest to shut down (ACPI), with the operator's consent by name (I5); never destroys it."""
 
     uuid: str
-    deadline_s: float = 120.0
+    deadline_s: Seconds = 120.0
     kind: Literal["shutdown-domain"] = "shutdown-domain"
 
 
@@ -255,8 +266,8 @@ class Attempt:
 
     operation: str
     step: str
-    attempt: int
-    epoch: int
+    attempt: Annotated[int, Field(ge=0, le=MAX_ATTEMPT)]
+    epoch: Epoch
     command: Command
 
 
@@ -264,7 +275,7 @@ class Attempt:
 class Abort:
     """Ask a running attempt to stop. A command like any other, so it carries the epoch (I4)."""
 
-    epoch: int
+    epoch: Epoch
 
 
 # -- outcomes ------------------------------------------------------------------------------------

@@ -50,9 +50,13 @@ JSON = "application/json"
 class ProblemError(Exception):
     """Answer with this problem document."""
 
-    def __init__(self, status: int, kind: str, title: str, detail: str = "", *errors: str) -> None:
+    def __init__(
+        self, status: int, kind: str, title: str, detail: str = "", *errors: str, epoch: int = 0
+    ) -> None:
         super().__init__(title)
-        self.problem = Problem(type=kind, title=title, status=status, detail=detail, errors=errors)
+        self.problem = Problem(
+            type=kind, title=title, status=status, detail=detail, errors=errors, epoch=epoch
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,7 @@ class Service:
         path, query = _split(target)
         match method, *path:
             case "GET", "v1", "report":
-                return _json(await self._report())
+                return _json(await self._report(storage=query.get("storage") == "1"))
             case "POST", "v1", "preflight":
                 return _json(await self._preflight(_read(Preflight, body)))
             case "POST", "v1", "observe":
@@ -114,8 +118,8 @@ class Service:
 
     # -- reads -----------------------------------------------------------------------------------
 
-    async def _report(self) -> HostReport:
-        report = await self.inventory.fresh()
+    async def _report(self, *, storage: bool) -> HostReport:
+        report = await self.inventory.fresh(storage=storage)
         if report is None:
             raise ProblemError(503, problems.UNAVAILABLE, "No report yet", "the agent has just started")
         return report
@@ -168,7 +172,8 @@ async def _answered(call: Awaitable[T]) -> T:
     try:
         return await call
     except StaleEpochError as error:
-        raise ProblemError(409, problems.STALE_EPOCH, "Stale epoch", str(error)) from None
+        title, highest = "Stale epoch", error.highest
+        raise ProblemError(409, problems.STALE_EPOCH, title, str(error), epoch=highest) from None
     except DifferentCommandError as error:
         raise ProblemError(409, problems.DIFFERENT_COMMAND, "Id already used", str(error)) from None
     except DomainBusyError as error:

@@ -9,13 +9,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 
-from agents.volumes import VolumeLooks
+from agents.volumes import VolumeLooks, unknown
 from storage.words import Volume, VolumeReport
+
+STALE_S = 30.0  # beyond two rounds: a look bounds each of its waits well below that
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A report, and when the look that it comes from began (event loop's clock)."""
+
+    report: VolumeReport
+    began_s: float
 
 
 class VolumeInventory:
     """`reports` and `problems` are those of the last look; `run()` must run beside it.
+
+    `whole_s` is when the last look at all volumes began that has ended.
 
     `touches` counts the commands that may have changed volumes, `covered` how many of them the last look had
     behind it when it began: a report with `covered` as high as `touches` was tells of all of them.
@@ -28,7 +41,8 @@ class VolumeInventory:
         self._due_s = 0.0
         self._touched: set[str] = set()
         self._problems: dict[str, tuple[str, ...]] = {}
-        self.reports: tuple[VolumeReport, ...] = ()
+        self._seen: dict[str, Seen] = {}
+        self.whole_s = float("-inf")
         self.touches = 0
         self.covered = 0
 
@@ -36,6 +50,27 @@ class VolumeInventory:
     def problems(self) -> tuple[str, ...]:
         """What kept whole drivers from answering."""
         return tuple(problem for kind in sorted(self._problems) for problem in self._problems[kind])
+
+    @property
+    def reports(self) -> tuple[VolumeReport, ...]:
+        """What was seen last of each volume, by name; UNKNOWN when that is too old to say anything (I19)."""
+        limit_s = 2 * self._every_s + STALE_S
+        return self._since(_now_s() - limit_s, f"it was not looked at for {limit_s:g} s")
+
+    def since(self, asked_s: float) -> tuple[VolumeReport, ...]:
+        """As `reports`, and UNKNOWN too when the look began before the question."""
+        return self._since(asked_s, "it could not be looked at anew")
+
+    def _since(self, at_s: float, otherwise: str) -> tuple[VolumeReport, ...]:
+        found = (self._seen[name] for name in sorted(self._seen))
+        return tuple(
+            seen.report if seen.began_s >= at_s else unknown(seen.report.volume, otherwise) for seen in found
+        )
+
+    def demand(self) -> None:
+        """Look at all volumes as soon as the present look has ended."""
+        self._due_s = 0.0
+        self._wake.set()
 
     def touch(self, kinds: Collection[str]) -> None:
         """Volumes of these kinds may have changed: look at them now."""
@@ -55,7 +90,7 @@ class VolumeInventory:
 
     async def look(self, used: Iterable[Volume]) -> None:
         """One look at whatever is due."""
-        touches, kinds = self.touches, frozenset(self._touched)
+        began_s, touches, kinds = _now_s(), self.touches, frozenset(self._touched)
         self._touched.clear()
         self._wake.clear()
         whole = _now_s() >= self._due_s
@@ -64,9 +99,10 @@ class VolumeInventory:
             kinds = self._volumes.kinds
         held, problems = await self._volumes.held(kinds)
         found = await self._volumes.inspect((*held, *(volume for volume in used if volume.kind in kinds)))
-        kept = () if whole else (report for report in self.reports if report.volume.kind not in kinds)
-        reports = {report.volume.name: report for report in (*kept, *found)}
-        self.reports = tuple(reports[name] for name in sorted(reports))
+        kept = {} if whole else {n: s for n, s in self._seen.items() if s.report.volume.kind not in kinds}
+        self._seen = {**kept, **{report.volume.name: Seen(report, began_s) for report in found}}
+        if whole:
+            self.whole_s = began_s
         self._problems = {**({} if whole else self._problems), **problems}
         self.covered = touches
 

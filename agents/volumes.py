@@ -15,7 +15,7 @@ import structlog
 
 from agents.attempts.storage_steps import Drivers, driver_of
 from storage.errors import OutcomeError, Retryable
-from storage.words import Health, Role, Volume, VolumeReport
+from storage.words import DrbdVolume, Health, Role, Volume, VolumeReport
 
 log = structlog.get_logger()
 
@@ -159,12 +159,15 @@ def _bug(error: Exception) -> str:
 
 
 def unknown(volume: Volume, *problems: str) -> VolumeReport:
-    """Nothing is known of the volume, which is never safe (I19)."""
+    """Nothing is known of the volume, never safe (I19): its window may be open, its copy the last one."""
+    replicated = isinstance(volume, DrbdVolume)
     return VolumeReport(
         volume=volume,
         role=Role.UNKNOWN,
         health=Health.UNKNOWN,
         identity=None,
         size_bytes=None,
+        dual_primary_allowed=replicated,
+        sole_current_copy=replicated,
         problems=problems,
     )

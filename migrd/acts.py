@@ -35,6 +35,10 @@ ABORT_TRIES = 5
 class Superseded(Exception):  # noqa: N818 - a state of the world
     """An agent obeys a newer epoch: another daemon is master, and this one must not command any more."""
 
+    def __init__(self, stale: StaleEpoch) -> None:
+        super().__init__(str(stale))
+        self.highest = stale.highest
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
@@ -93,7 +97,7 @@ class Acts:
             try:
                 await agent.abort(operation, command.step, command.attempt, epoch=self._epoch)
             except StaleEpoch as error:
-                raise Superseded(str(error)) from None
+                raise Superseded(error) from None
             except (Retryable, AttemptNotSeen):  # not seen: its submission may be on the way still
                 await self._clock.sleep(self._patience.retry_s)
                 continue
@@ -168,7 +172,7 @@ class Acts:
         try:
             report = await agent.submit(attempt, self._patience.poll_s)
         except StaleEpoch as error:
-            raise Superseded(str(error)) from None
+            raise Superseded(error) from None
         except Refused as error:
             return _report(attempt, Outcome.REFUSED, *error.reasons), True
         except Retryable as error:

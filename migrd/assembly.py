@@ -12,7 +12,7 @@ from migrd.engine import Settings
 from migrd.model import HostState
 from migrd.planner import Policy
 from migrd.planning import BoundPlanner
-from migrd.ports import AgentPort, Clock, JournalPort, Observer, PowerPort
+from migrd.ports import AgentPort, Clock, JournalPort, MembersPort, Observer, PowerPort
 from migrd.preflight import Asked, Interviewer
 from migrd.watch import Agent, ClusterView, WatchPolicy
 
@@ -31,12 +31,14 @@ def assemble(
     watch: WatchPolicy,
     settings: Settings,
     observer: Observer,
+    members: MembersPort | None = None,
     clock: Clock | None = None,
     share: Callable[[], float] = random.random,
 ) -> tuple[ClusterView, Controller]:
     """View and controller need each other: the view shows what was decided, the controller what is seen.
 
-    Nothing runs yet: `await controller.recover()`, then run both. `share` jitters the view's back-off.
+    Nothing runs yet: `await controller.recover()`, then run both. `members` takes hosts in and lets them go
+    while it runs; without it nobody does. `share` jitters the view's back-off.
     """
     controller: Controller | None = None
 
@@ -65,5 +67,6 @@ def assemble(
         settings=settings,
         clock=clock,
         observer=observer,
+        members=members,
     )
     return view, controller

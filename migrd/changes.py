@@ -54,6 +54,7 @@ class Census:
     def __init__(self) -> None:
         self._hosts: dict[str, dict[str, DomainReport]] = {}
         self._present: dict[str, set[str]] = {}  # uuid -> hosts that report it, in whatever state
+        self._shared: set[str] = set()  # uuids that more than one host has
         self._ran_on: dict[str, str] = {}
 
     def update(self, host: str, report: HostReport) -> list[Change]:
@@ -63,8 +64,12 @@ class Census:
         self._hosts[host] = after
         for uuid in before.keys() - after.keys():
             self._present[uuid].discard(host)
+            if len(self._present[uuid]) < 2:
+                self._shared.discard(uuid)
         for uuid in after.keys() - before.keys():
             self._present.setdefault(uuid, set()).add(host)
+            if len(self._present[uuid]) > 1:
+                self._shared.add(uuid)
         changes = [
             change
             for uuid, domain in after.items()
@@ -77,14 +82,21 @@ class Census:
                 self._ran_on.pop(uuid, None)
         return changes
 
+    def forget(self, host: str) -> None:
+        """It is followed no longer: what it had is not gone, only not seen."""
+        for uuid in self._hosts.pop(host, {}):
+            self._present[uuid].discard(host)
+            if not self._present[uuid]:
+                del self._present[uuid]
+                self._ran_on.pop(uuid, None)
+
     def doubles(self) -> dict[str, tuple[str, ...]]:
         """Guests that more than one host reports as running now (I1): uuid -> hosts."""
         found = {}
-        for uuid, hosts in self._present.items():
-            if len(hosts) > 1:
-                running = tuple(sorted(h for h in hosts if self._hosts[h][uuid].state in ACTIVE))
-                if len(running) > 1:
-                    found[uuid] = running
+        for uuid in self._shared:
+            running = tuple(sorted(h for h in self._present[uuid] if self._hosts[h][uuid].state in ACTIVE))
+            if len(running) > 1:
+                found[uuid] = running
         return found
 
     def _seen(self, host: str, before: DomainReport | None, now: DomainReport) -> Change | None:

@@ -24,6 +24,7 @@ from migrd.api.listen import Listen, parse_listen
 from migrd.engine import Settings
 from migrd.host_config import HostConfig, HostName, doubles
 from migrd.planner import Policy
+from migrd.retention import Keep
 from migrd.slots import Caps
 from migrd.watch import WatchPolicy
 
@@ -66,9 +67,10 @@ class ApiConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateConfig:
-    """[state]. `dir` holds the journal and must be writable."""
+    """[state]. `dir` holds the journal and must be writable. `keep`: how much of what has ended it keeps."""
 
     dir: Path = DEFAULT_STATE_DIR
+    keep: Keep = field(default_factory=Keep)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +99,7 @@ class MigrdConfig:
     api: ApiConfig
     agents: TlsFiles  # how the daemon proves itself to agents: its client certificate, and their authority
     hosts: Annotated[Mapping[HostName, HostConfig], AfterValidator(_hosts)]
-    state: StateConfig = StateConfig()
+    state: StateConfig = field(default_factory=StateConfig)
     policy: Policy = field(default_factory=Policy)
     watch: WatchPolicy = field(default_factory=WatchPolicy)
     moves: MovesConfig = field(default_factory=MovesConfig)
@@ -110,6 +112,7 @@ class MigrdConfig:
             downtime_limit_ms=self.moves.downtime_limit_ms,
             bandwidth_bps=self.moves.bandwidth_bps,
             migrate_deadline_s=self.moves.deadline_s,
+            keep=self.state.keep,
         )
 
 

@@ -1,7 +1,8 @@
 """What the HTTP API may ask of the daemon: the only door between surface and core.
 
 Implemented by `migrd.controller.Controller`; the API's tests use a scripted one. Refusals are
-storage.errors.Refused with all reasons; an unknown name is `NotFound`.
+storage.errors.Refused with all reasons; an unknown name is `NotFound`; work that cannot be written down is
+`migrd.ports.JournalReadOnly`, and nothing of it was begun.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from migrd.host_config import HostConfig
 from migrd.model import Blocker, Cluster, Plan
 from migrd.operations import ClusterEvent, Operation
 
@@ -77,12 +79,20 @@ class Control(Protocol):
 
     async def power(self, host: str, action: Literal["on", "off"]) -> Operation: ...
 
+    async def add_host(self, name: str, host: HostConfig) -> Operation:
+        """Follow one host more, at once and over restarts."""
+        ...
+
+    async def remove_host(self, name: str) -> Operation:
+        """Follow it no longer. Only what was added: hosts of migrd.toml are removed there."""
+        ...
+
     async def power_status(self, host: str) -> str:
         """'on', 'off' or 'unknown: REASON', asked of the BMC now."""
         ...
 
     def operations(self, *, limit: int = 200) -> tuple[Operation, ...]:
-        """Newest first, children included."""
+        """Newest first, children included, as far as kept."""
         ...
 
     def open_operations(self) -> tuple[Operation, ...]:

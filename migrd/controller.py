@@ -12,7 +12,7 @@ await controller.recover()      # before view.run(): hosts keep what was decided
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -23,6 +23,8 @@ from migrd.changes import Change
 from migrd.control import DrainRequest, MigrateRequest, NotFound, Readiness, UndrainRequest, reasons_of
 from migrd.engine import Engine, Settings
 from migrd.feed import Feed
+from migrd.host_config import HostConfig
+from migrd.lives import outdated
 from migrd.model import Cluster, Guest, HostState, Plan
 from migrd.operations import ClusterEvent, Operation, OperationState
 from migrd.placement import Placement, find_guest
@@ -32,6 +34,8 @@ from migrd.ports import (
     InterviewerPort,
     JournalPort,
     JournalReadOnly,
+    MembersPort,
+    NoMembers,
     NullObserver,
     Observer,
     PlannerPort,
@@ -41,11 +45,14 @@ from migrd.ports import (
     ViewPort,
 )
 from migrd.projection import Record, operation
+from migrd.retention import last_drain
+from migrd.roster import reasons_not_to_add, reasons_not_to_remove
 from migrd.sagas.drain import DrainState
-from migrd.sagas.drain import Phase as DrainPhase
 from migrd.sagas.events import (
     CancelRequested,
     DrainRequested,
+    HostAdded,
+    HostRemoved,
     MovedGuest,
     PowerRequested,
     Request,
@@ -55,6 +62,7 @@ from migrd.sagas.events import (
 from migrd.sagas.events import MigrateRequested as MigrateRow
 from migrd.sagas.migrate_state import MigrateState, Stage
 from migrd.sagas.power import PowerState
+from migrd.sagas.roster import RosterState
 from migrd.sagas.undrain import UndrainState
 from storage.errors import Refused
 
@@ -63,6 +71,7 @@ log = structlog.get_logger("migrd.controller")
 TICK_S = 2.0
 WAKE_AFTER_S = 60.0  # a parked operation whose hosts all answer is taken up again after this,
 WAKE_AT_MOST_S = 3600.0  # then after twice as long each time, up to this: its rows must not fill the journal
+TIDY_S = 30.0
 HEARD_S = 5.0  # after a start with open operations: how long hosts may take to be heard
 NEAR = 5
 
@@ -82,12 +91,14 @@ class Controller:
         settings: Settings | None = None,
         clock: Clock | None = None,
         observer: Observer | None = None,
+        members: MembersPort | None = None,
     ) -> None:
         self._view = view
         self._journal = journal
         self._power = power
         self._clock = clock or RealClock()
         self._observer = observer or NullObserver()
+        self._members = members or NoMembers()
         self._feed = Feed(journal.epoch)
         self._read_only = ""
         self._recovered = False
@@ -124,6 +135,8 @@ class Controller:
     async def recover(self) -> None:
         """Read the journal. Raises JournalError when it cannot be followed: the daemon must not start."""
         await self._engine.recover()
+        for name, host in self._engine.added.items():
+            self._members.take(name, host)
         self._recovered = True
 
     async def run(self) -> None:
@@ -135,6 +148,7 @@ class Controller:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._engine.run(), name="engine")
             tasks.create_task(self._tick(), name="parked operations")
+            tasks.create_task(self._tidy(), name="journal tidying")
 
     async def _hosts_heard(self) -> None:
         """Before open operations go on: a target is not to be refused because its agent has not spoken yet.
@@ -176,6 +190,8 @@ class Controller:
                 self._observer.move_progress(shown, shown.progress)
             self._publish(shown, f"{shown.id} {shown.subject}: copying")
             return
+        if isinstance(record.state, RosterState):
+            self._follow(record.state.request)
         self._observer.operation_changed(shown)
         self._note_move(record, shown)
         where = f" in {_stage_of(record)}" if not shown.state.ended else ""
@@ -190,6 +206,14 @@ class Controller:
         if shown.state.ended:
             self._wakes.pop(record.id, None)
             self._observer.operation_ended(shown)
+
+    def _follow(self, request: HostAdded | HostRemoved) -> None:
+        """Journalled, so it is true: from this moment on."""
+        match request:
+            case HostAdded():
+                self._members.take(request.host, request.config)
+            case HostRemoved():
+                self._members.drop(request.host)
 
     def _note_move(self, record: Record, shown: Operation) -> None:
         if not isinstance(record.state, MigrateState):
@@ -219,6 +243,15 @@ class Controller:
                 self._observer.journal_read_only(self._read_only)
                 self._alarm(self._read_only or "the journal can be written again")
             self._wake_parked()
+
+    async def _tidy(self) -> None:
+        """Journal and memory stay bounded, however many operations have ended."""
+        while True:
+            try:
+                await self._engine.tidy()
+            except JournalReadOnly as error:
+                log.warning("journal-not-tidied", why=str(error))
+            await self._clock.sleep(TIDY_S)
 
     def _wake_parked(self) -> None:
         """Take up what waits for hosts, once they all answer again."""
@@ -251,8 +284,7 @@ class Controller:
             reasons.append("the journal has not been read yet")
         if self._journal.read_only:
             reasons.append(self._journal.read_only)
-        if self._engine.superseded:
-            reasons.append(self._engine.superseded)
+        reasons += [self._engine.superseded] if self._engine.superseded else self._outdated()
         return Readiness(ready=not reasons, reasons=tuple(reasons))
 
     def operations(self, *, limit: int = 200) -> tuple[Operation, ...]:
@@ -260,8 +292,7 @@ class Controller:
         return tuple(operation(record) for record in newest[: max(limit, 0)])
 
     def open_operations(self) -> tuple[Operation, ...]:
-        newest = sorted(self._engine.open(), key=lambda record: record.seq, reverse=True)
-        return tuple(operation(record) for record in newest)
+        return tuple(operation(record) for record in reversed(self._engine.open()))
 
     def operation(self, operation_id: str) -> Operation:
         return operation(self._record(operation_id))
@@ -312,7 +343,7 @@ class Controller:
         self._engine.placement.hold((move.guest, move.target) for move in plan.moves)
         try:
             return await self._begin(row, host)
-        except Refused:
+        except (Refused, JournalReadOnly):
             self._engine.placement.release(move.guest for move in plan.moves)
             raise
 
@@ -327,7 +358,7 @@ class Controller:
             reasons.append(text)
         if reasons:
             raise Refused(*reasons)
-        drain = self._last_drain(host)
+        drain = last_drain(self._engine.records.values(), host)
         restore = () if drain is None or not request.restore else _moved(drain)
         row = UndrainRequested(
             host=host,
@@ -357,6 +388,37 @@ class Controller:
             raise Refused(*reasons)
         return await self._begin(PowerRequested(host=host, action=action), host)
 
+    async def add_host(self, name: str, host: HostConfig) -> Operation:
+        def conflict() -> list[str]:
+            fixed, added = self._members.fixed, self._engine.added
+            return [*reasons_not_to_add(name, host, fixed, added), *self._members.problems(host)]
+
+        return await self._journalled(HostAdded(host=name, config=host), conflict)
+
+    async def remove_host(self, name: str) -> Operation:
+        known = {*self._members.fixed, *self._engine.added}
+        if name not in known:
+            raise NotFound(f"no host {name}; there are {', '.join(sorted(known)[:NEAR])}: see migrctl hosts")
+        shown = self._view.cluster().hosts.get(name)
+        if shown is not None and shown.observed is HostState.ONLINE:
+            await self._engine.placement.survey(name)  # what it has now, not seconds ago
+
+        def conflict() -> list[str]:
+            cluster = self._view.cluster()
+            return reasons_not_to_remove(name, self._members.fixed, cluster, self.open_operations())
+
+        return await self._journalled(HostRemoved(host=name), conflict)
+
+    async def _journalled(self, row: HostAdded | HostRemoved, conflict: Callable[[], list[str]]) -> Operation:
+        def all_reasons() -> list[str]:
+            read_only = self._journal.read_only
+            return [*conflict(), *([f"no new work is taken: {read_only}"] if read_only else [])]
+
+        try:
+            return operation(await self._engine.begin("", row, all_reasons))
+        except JournalReadOnly as error:
+            raise Refused(f"no new work is taken: {error}") from None
+
     async def cancel(self, operation_id: str) -> Operation:
         record = self._record(operation_id)
         await self._engine.ask(record.id, CancelRequested())
@@ -370,18 +432,25 @@ class Controller:
         return operation(record)
 
     async def _begin(self, row: Request, host: str) -> Operation:
-        def conflict() -> list[str]:
-            if isinstance(row, MigrateRow):
-                return self._engine.busy(row.guest)
-            alone = self._last_in_use(host) if isinstance(row, DrainRequested) else []
-            return [*self._host_busy(host), *alone]
+        """Raises Refused, JournalReadOnly: then nothing was begun."""
 
-        try:
-            return operation(await self._engine.begin("", row, conflict))
-        except JournalReadOnly as error:
-            raise Refused(f"no new work is taken: {error}") from None
+        def conflict() -> list[str]:
+            held = self._engine.busy(row.guest) if isinstance(row, MigrateRow) else self._host_busy(host)
+            alone = self._last_in_use(host) if isinstance(row, DrainRequested) else []
+            return [*held, *alone, *self._outdated()]
+
+        return operation(await self._engine.begin("", row, conflict))
 
     # -- looking things up ------------------------------------------------------------------------
+
+    def _outdated(self) -> list[str]:
+        """Why agents would refuse this daemon (I4), known before anything is asked of them."""
+        hosts = self._view.cluster().hosts.values()
+        highest = max((host.epoch for host in hosts), default=0)
+        if highest <= self._journal.epoch:
+            return []
+        names = ", ".join(sorted(host.name for host in hosts if host.epoch > self._journal.epoch)[:NEAR])
+        return [f"{names}: obeys epoch {highest}: {outdated(self._journal.epoch, highest)}"]
 
     def _host_busy(self, host: str) -> list[str]:
         """One operation per host at a time: why no other may begin on it now."""
@@ -400,17 +469,6 @@ class Controller:
         return [
             f"{host} is the last host in use: every other one is {' or '.join(sorted(set(decided.values())))}"
         ]
-
-    def _last_drain(self, host: str) -> DrainState | None:
-        """The drain that an undrain takes back: the newest one that ended, unless taken back already."""
-        found: DrainState | None = None
-        for record in self._engine.records.values():
-            state = record.state
-            if isinstance(state, DrainState) and state.request.host == host:
-                found = state if state.phase is DrainPhase.DONE else found
-            elif isinstance(state, UndrainState) and state.request.host == host and state.usable:
-                found = None
-        return found
 
     def _record(self, operation_id: str) -> Record:
         record = self._engine.records.get(operation_id)

@@ -16,10 +16,10 @@ from migrd.api.app import build_app
 from migrd.api.context import Api
 from migrd.api.server import serving
 from migrd.assembly import assemble
-from migrd.config import Loaded
+from migrd.config import Loaded, secret_problem
 from migrd.journal import Journal
+from migrd.members import Members
 from migrd.metrics import Metrics
-from migrd.power import Power
 
 log = structlog.get_logger("migrd.daemon")
 
@@ -53,23 +53,25 @@ async def running(loaded: Loaded, version: str) -> AsyncIterator[str]:
     async with AsyncExitStack() as stack:
         journal = await Journal.open(config.state.dir / JOURNAL_FILE)
         stack.push_async_callback(journal.close)
-        agents = {
-            name: AgentClient.https(name, host.agent, loaded.agent_tls) for name, host in config.hosts.items()
-        }
-        for agent in agents.values():
-            stack.push_async_callback(agent.close)
+        members = Members(
+            config.hosts,
+            connect=lambda name, host: AgentClient.https(name, host.agent, loaded.agent_tls),
+            secret_problem=secret_problem,
+        )
+        stack.push_async_callback(members.close)
         metrics = Metrics(version)
-        bmcs = {name: host.bmc for name, host in config.hosts.items() if host.bmc is not None}
         view, controller = assemble(
-            agents,
+            members.agents,
             journal=journal,
-            power=Power(bmcs),
-            with_bmc=tuple(bmcs),
+            power=members.power,
+            with_bmc=[name for name in members.agents if members.power.has(name)],
             policy=config.policy,
             watch=config.watch,
             settings=config.settings(),
             observer=metrics,
+            members=members,
         )
+        members.watched_by(view)
         # Before anything is watched: a drained host must not be taken for a usable one, even for a moment.
         await controller.recover()
         metrics.follow(controller)
@@ -82,7 +84,7 @@ async def running(loaded: Loaded, version: str) -> AsyncIterator[str]:
             now_s=asyncio.get_running_loop().time,
         )
         await stack.enter_async_context(
-            _tasks(view=view.run(), controller=controller.run(), loop=_pulse(metrics))
+            _tasks(view=view.run(), controller=controller.run(), members=members.run(), loop=_pulse(metrics))
         )
         late = await view.settled(SETTLE_S)
         if late:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import TypeVar
 
 import structlog
 
 from agents.protocol import MigrationProgress
-from migrd import projection, saga
+from migrd import projection, retention, roster, saga
 from migrd.acts import Acts, Patience, Superseded
 from migrd.executor import JOURNAL_RETRY_S, Runner
+from migrd.host_config import HostConfig
+from migrd.lives import Lives, outdated
 from migrd.model import HostState
 from migrd.operations import OperationState
 from migrd.placement import Placement
-from migrd.ports import AgentPort, Clock, JournalPort, JournalReadOnly, PowerPort, Row
+from migrd.ports import AgentPort, Clock, JournalError, JournalPort, JournalReadOnly, PowerPort, Row
 from migrd.projection import Record
 from migrd.sagas.commands import (
     Abort,
@@ -25,6 +29,7 @@ from migrd.sagas.commands import (
     CheckPowerOff,
     Choose,
     Follow,
+    IllegalEvent,
     Look,
     ReadPower,
     ResumeChild,
@@ -40,6 +45,8 @@ from migrd.sagas.events import (
     CancelRequested,
     ChildEnded,
     Event,
+    HostAdded,
+    HostRemoved,
     MigrateRequested,
     PowerActed,
     PowerChecked,
@@ -50,11 +57,16 @@ from migrd.sagas.events import (
     Withdrawn,
 )
 from migrd.sagas.migrate_state import MigrateState, Stage
+from migrd.sagas.roster import RosterState
 from migrd.sagas.undrain import UndrainState
 from migrd.slots import Caps, Slot, admit
 from storage.errors import Refused
 
+T = TypeVar("T")
+
 log = structlog.get_logger("migrd.engine")
+
+TIDY_AT_ONCE = 50  # operations per transaction: rows never wait long behind the tidying
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +78,7 @@ class Settings:
     downtime_limit_ms: int = 300  # QEMU's target for the switch-over
     bandwidth_bps: int | None = None  # bytes per second and move; None = no limit
     migrate_deadline_s: float = 3600.0  # a move that copies for longer is aborted
+    keep: retention.Keep = field(default_factory=retention.Keep)
 
 
 class Engine:
@@ -93,29 +106,58 @@ class Engine:
         self._alarm = alarm
         self._acts = Acts(agents, power=power, epoch=journal.epoch, clock=clock, patience=settings.patience)
         self.placement = placement(self)
+        self.added: dict[str, HostConfig] = {}  # hosts that are not in migrd.toml
         self._open: dict[str, Record] = {}
         self._runners: dict[str, Runner] = {}
-        self._admitted: set[str] = set()
+        self._deciding: dict[str, Record] = {}  # operations that say something about hosts
+        self._admitted: set[str] = set()  # let in or sent away; the event may still be on its way
+        self._waiting: dict[str, Slot] = {}  # moves that have not been let in
+        self._running: dict[str, Slot] = {}  # moves that hold a slot
         self._beginning = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
         self._runner_tasks: set[asyncio.Task[None]] = set()
         self._administrative: dict[str, HostState] | None = None
+        self._lives = Lives(journal)
 
     # -- life -------------------------------------------------------------------------------------
 
     async def recover(self) -> None:
-        """Fold the journal. Raises JournalError or IllegalEvent if this version cannot follow it."""
-        for row in await self._journal.load():
-            record = self.records.get(row.operation)
-            if record is None:
-                assert isinstance(row.event, Request), f"{row.operation} begins with {row.event.kind}"
-                state, _ = saga.start(row.operation, row.event)
-                record = self._register(row.operation, row.event, state, row)
-            else:
-                record.state, _ = saga.step(record.state, row.event)
-            record.note(row.at_s)
+        """Fold the journal. Raises JournalError if this version cannot follow it."""
+        for record in await self._journal.ended():
+            self.records[record.id] = record
+            if not isinstance(record.state, MigrateState):
+                self._deciding[record.id] = record
+        for row in await self._journal.load(skip=frozenset(self.records)):
+            found = self.records.get(row.operation)
+            try:
+                if found is None:
+                    if not isinstance(row.event, Request):
+                        raise IllegalEvent(f"begins with {row.event.kind}")  # noqa: TRY301 - one way out
+                    state, commands = saga.start(row.operation, row.event)
+                    found = self._register(row.operation, row.event, state, row)
+                else:
+                    found.state, commands = saga.step(found.state, row.event)
+            except IllegalEvent as error:
+                raise JournalError(
+                    f"journal row {row.seq} of {row.operation} does not follow from those before: {error}; "
+                    "rows are missing or altered, or another version of migrd wrote them: start that one, "
+                    "or put a backup of the journal in its place"
+                ) from None
+            found.note(row.at_s)
+            self._lives.issued(row, commands)
         self._open = {name: record for name, record in self._open.items() if not saga.ended(record.state)}
+        self._lives.forget(name for name in self.records if name not in self._open)
+        self.records = dict(sorted(self.records.items(), key=lambda item: item[1].seq))
+        self._deciding = {name: record for name, record in self.records.items() if name in self._deciding}
+        self.added = {}
+        for record in self.records.values():
+            self._join(record)
+            if isinstance(record.state, RosterState):
+                self.added = roster.after(self.added, record.state.request)
         self._administrative = None
+        self._waiting, self._running = {}, {}
+        for record in self.open():
+            self._note_slot(record)
 
     async def run(self) -> None:
         """Take up every open operation, and work until cancelled."""
@@ -149,24 +191,57 @@ class Engine:
             row = await self._journal.append(operation, request, self._clock.wall())
             state, commands = saga.start(operation, request)
             record = self._register(operation, request, state, row)
+            self._join(record)
         if isinstance(request, MigrateRequested):
             self.placement.release([request.guest])  # from here on it counts as in flight
         record.note(row.at_s)
         self._spawn(record, commands)
         self._changed(record, row)
+        self._admit()
         return record
 
     def _register(self, operation: str, request: Request, state: saga.SagaState, row: Row) -> Record:
         parent = request.parent if isinstance(request, MigrateRequested) else ""
         record = Record(id=operation, state=state, requested_at_s=row.at_s, seq=row.seq, parent=parent)
         self.records[operation] = self._open[operation] = record
-        if parent in self.records:
-            self.records[parent].children.append(operation)
+        if not isinstance(state, MigrateState):
+            self._deciding[operation] = record
+        self._note_slot(record)
+        if isinstance(request, HostAdded | HostRemoved):
+            self.added = roster.after(self.added, request)
         return record
 
+    def _join(self, record: Record) -> None:
+        """What a parent knows of its children."""
+        parent = self.records.get(record.parent)
+        if parent is None:
+            return
+        parent.children.append(record.id)
+        if parent.first_call_at_s is None:
+            parent.first_call_at_s = record.first_call_at_s
+
     def _next_id(self) -> str:
-        numbers = [int(name[3:]) for name in self.records if name[3:].isdigit()]
-        return f"op-{max(numbers, default=0) + 1:06d}"
+        return f"op-{max(map(retention.number, self.records), default=0) + 1:06d}"
+
+    async def tidy(self) -> None:
+        """Forget what `retention` lets go, in the journal and here; spare the next start to fold the rest.
+
+        Raises JournalReadOnly; what was not done is done the next time.
+        """
+        records = list(self.records.values())
+        old = retention.to_drop(records, self._clock.wall(), self.settings.keep)
+        # The order is part of the proof: stop at one whose runner has not quite gone yet.
+        for names in _batches(list(takewhile(lambda name: name not in self._runners, old))):
+            await self._journal.drop(names)
+            for name in names:
+                self._deciding.pop(name, None)
+                parent = self.records.get(self.records.pop(name).parent)
+                if parent is not None:
+                    parent.children.remove(name)
+        for some in _batches([r for r in self.records.values() if saga.ended(r.state) and not r.condensed]):
+            await self._journal.condense(some)
+            for record in some:
+                record.condensed = True
 
     def _spawn(self, record: Record, commands: tuple[SagaCommand, ...]) -> None:
         assert self._tasks is not None
@@ -193,13 +268,20 @@ class Engine:
         try:
             await runner.run()
         except* Superseded as group:
-            self._stand_down(str(group.exceptions[0]))
+            first: BaseException = group
+            while isinstance(first, BaseExceptionGroup):
+                first = first.exceptions[0]
+            assert isinstance(first, Superseded)
+            self._stand_down(first)
+        finally:
+            self._runners.pop(runner.record.id, None)
 
-    def _stand_down(self, why: str) -> None:
+    def _stand_down(self, why: Superseded) -> None:
         """Another daemon is master (I4): stop all work where it is; that one goes on by its own journal."""
         if self.superseded:
             return
-        self.superseded = f"an agent obeys another, newer migrd: {why}"
+        remedy = outdated(self._journal.epoch, why.highest)
+        self.superseded = f"an agent obeys another, newer migrd: {why}: {remedy}"
         self._alarm(self.superseded)
         here = asyncio.current_task()
         for task in self._runner_tasks:
@@ -223,17 +305,20 @@ class Engine:
 
     def _changed(self, record: Record, row: Row | None) -> None:
         if row is not None:
-            self._administrative = None
+            if record.id in self._deciding:
+                self._administrative = None
             ended = saga.ended(record.state)
             parent = self.records.get(record.parent)
             if parent is not None and parent.first_call_at_s is None:
                 parent.first_call_at_s = record.first_call_at_s
             if ended:
                 self._open.pop(record.id, None)
+                self._lives.forget([record.id])
                 self._admitted.discard(record.id)
             if ended or saga.parked(record.state):
                 self._tell_parent(record)
-            self._admit()
+            if self._note_slot(record) or record.id in self._deciding:
+                self._admit()
         self._told(record, row)
 
     def _tell_parent(self, record: Record) -> None:
@@ -259,33 +344,45 @@ class Engine:
     def administrative(self) -> Mapping[str, HostState]:
         """Draining, drained, off: what the journal says about hosts."""
         if self._administrative is None:
-            self._administrative = projection.administrative(self.records.values())
+            self._administrative = projection.administrative(self._deciding.values())
         return self._administrative
 
+    def _note_slot(self, record: Record) -> bool:
+        """Does the move wait, hold a slot, or neither? True if that is not what it was."""
+        state = record.state
+        if not isinstance(state, MigrateState):
+            return False
+        waits = state.stage is Stage.PENDING and record.id not in self._admitted
+        # Past the commit point only its disks are tidied up: that keeps no other move waiting.
+        holds = not (waits or state.stage.ended or state.stage is Stage.PARKED or state.committed)
+        if waits == (record.id in self._waiting) and holds == (record.id in self._running):
+            return False
+        slot = Slot(
+            operation=record.id,
+            group=record.parent or record.id,
+            source=state.request.source,
+            target=state.request.target,
+            order=record.seq,
+        )
+        for wanted, moves in ((waits, self._waiting), (holds, self._running)):
+            if wanted:
+                moves[record.id] = slot
+            else:
+                moves.pop(record.id, None)
+        return True
+
     def _admit(self) -> None:
-        """Let waiting moves begin as far as slots are free."""
+        """Let waiting moves begin as far as slots are free. What is let in holds its slot from then on."""
         if self._tasks is None or self.superseded:
             return
-        waiting, running = [], []
-        for record, state in self.moves():
-            slot = Slot(
-                operation=record.id,
-                group=record.parent or record.id,
-                source=state.request.source,
-                target=state.request.target,
-                order=record.seq,
-            )
-            if state.stage is Stage.PENDING and record.id not in self._admitted:
-                decided = self.administrative().get(slot.target)
-                if decided is None:
-                    waiting.append(slot)
-                else:
-                    self._admitted.add(record.id)
-                    self.post(record.id, Withdrawn(reason=f"{slot.target} is {decided} by now"))
-            elif state.stage is not Stage.PARKED and not state.committed:  # then only its disks are tidied up
-                running.append(slot)
-        for operation in admit(waiting, running, self.settings.caps):
+        decided = self.administrative()
+        for slot in [each for each in self._waiting.values() if each.target in decided]:
+            self._admitted.add(slot.operation)
+            del self._waiting[slot.operation]
+            self.post(slot.operation, Withdrawn(reason=f"{slot.target} is {decided[slot.target]} by now"))
+        for operation in admit(self._waiting.values(), self._running.values(), self.settings.caps):
             self._admitted.add(operation)
+            self._running[operation] = self._waiting.pop(operation)
             self.post(operation, Admitted())
 
     # -- commands ---------------------------------------------------------------------------------
@@ -296,15 +393,15 @@ class Engine:
         """Carry out one command. Implements `migrd.executor.Doer`."""
         match command:
             case Call():
-                return await self._acts.call(operation, command, on_progress)
+                return await self._acts.call(self._lives.name(operation, command), command, on_progress)
             case Follow():
-                return await self._acts.follow(operation, command, on_progress)
+                return await self._acts.follow(self._lives.name(operation, command), command, on_progress)
             case Look():
                 return await self._acts.look(command)
             case StopGuest():
-                return await self._acts.stop(operation, command)
+                return await self._acts.stop(self._lives.name(operation, command), command)
             case Abort():
-                await self._acts.abort(operation, command)
+                await self._acts.abort(self._lives.name(operation, command), command)
                 return None
             case _:
                 return await self._do_more(operation, command)
@@ -406,3 +503,8 @@ class Engine:
             for record, state in self.moves()
             if state.request.guest == guest
         ]
+
+
+def _batches(things: list[T]) -> Iterator[list[T]]:
+    for first in range(0, len(things), TIDY_AT_ONCE):
+        yield things[first : first + TIDY_AT_ONCE]

@@ -86,11 +86,11 @@ class Runner:
         self._queue.put_nowait((event, None))
 
     async def ask(self, event: Event) -> None:
-        """Hand over a person's wish and wait until it is taken. Raises Refused."""
+        """Hand over a person's wish and wait until it is taken. Raises Refused, JournalReadOnly."""
         if saga.ended(self.record.state):
             raise Refused(f"{self.record.id} has ended")
         if self._journal.read_only:  # it may stand still on an answer that cannot be written: do not queue up
-            raise Refused(self._journal.read_only)
+            raise JournalReadOnly(self._journal.read_only)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._asked.add(done)
         done.add_done_callback(self._asked.discard)
@@ -118,7 +118,7 @@ class Runner:
                 row = await self._write(event, wait=done is None)
             except JournalReadOnly as error:
                 if done is not None and not done.done():
-                    done.set_exception(Refused(str(error)))
+                    done.set_exception(error)
                 return
         self.record.state = after
         self.record.note(row.at_s if row is not None else self._clock.wall())

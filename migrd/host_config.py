@@ -32,8 +32,11 @@ def _host_name(name: str) -> str:
 
 def _agent_url(url: str) -> str:
     parts = urlsplit(url)
-    if parts.scheme != "https" or not parts.hostname or parts.path not in ("", "/") or parts.query:
+    rest = (parts.query, parts.fragment)
+    if parts.scheme != "https" or not parts.hostname or parts.path not in ("", "/") or any(rest):
         raise ValueError("must be https://ADDRESS:PORT")
+    if not re.fullmatch(r"[\w.:%-]+", parts.hostname):
+        raise ValueError("must be https://ADDRESS:PORT, and the address a name or an IP address")
     if parts.username is not None or not parts.port:  # .port raises ValueError when it is no port
         raise ValueError("must be https://ADDRESS:PORT, with a port and without a user")
     return url.rstrip("/")
@@ -55,7 +58,7 @@ def _word(text: str) -> str:
 
 
 def _option(name: str) -> str:
-    if name == "action" or "passw" in name or "secret" in name:
+    if name == "action" or re.search("passw|secret|token|community", name):  # I17: it would be journalled
         raise ValueError(f"{name} is no option: action is migrd's, the password belongs in password_file")
     return _word(name)
 

@@ -13,11 +13,13 @@ import structlog
 from agents.log import set_up
 from agents.toml_config import ConfigError
 from migrd.config import DEFAULT_PATH, load_daemon
-from migrd.daemon import serve
-from migrd.journal import JournalError
+from migrd.daemon import JOURNAL_FILE, serve
+from migrd.journal_file import raise_epoch
+from migrd.ports import JournalError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+MAX_EPOCH = 1 << 21  # event numbers are epoch x 2^32, exact in JSON readers up to here
 
 
 def main() -> None:
@@ -34,6 +36,13 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--config", type=Path, default=DEFAULT_PATH, help=f"default: {DEFAULT_PATH}")
     parser.add_argument("--check", action="store_true", help="check the configuration and exit")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    parser.add_argument(
+        "--raise-epoch",
+        type=_epoch,
+        metavar="N",
+        help="after a journal was lost or restored: let this daemon be heard again by agents that have "
+        "obeyed epoch N (/readyz names it); only while no migrd runs on this journal, nor any other",
+    )
     parser.add_argument("--version", action="version", version=f"migrd {version}")
     options = parser.parse_args(argv)
     try:
@@ -44,6 +53,8 @@ def run(argv: list[str]) -> int:
     if options.check:
         print(f"{options.config}: good, {len(loaded.config.hosts)} hosts")
         return 0
+    if options.raise_epoch is not None:
+        return _raise_epoch(loaded.config.state.dir / JOURNAL_FILE, options.raise_epoch)
     set_up(options.log_level)
     log = structlog.get_logger("migrd")
     try:
@@ -55,6 +66,24 @@ def run(argv: list[str]) -> int:
         log.exception("a background loop died")
         return EXIT_FAILED
     return 0
+
+
+def _raise_epoch(journal: Path, epoch: int) -> int:
+    try:
+        raise_epoch(journal, epoch)
+    except JournalError as error:
+        print(error, file=sys.stderr)
+        return EXIT_FAILED
+    print(f"{journal}: the next start will have epoch {epoch + 1}")
+    return 0
+
+
+def _epoch(text: str) -> int:
+    """argparse names the option and the value when this raises ValueError."""
+    number = int(text)
+    if not 0 < number < MAX_EPOCH:
+        raise ValueError
+    return number
 
 
 if __name__ == "__main__":

@@ -37,8 +37,10 @@ class Host:
     state: HostState
     observed: HostState = HostState.UNKNOWN  # what its agent shows, whatever was decided about the host
     arch: str = ""  # e.g. x86_64
+    claimed: str = ""  # the name that its agent gives itself; another one is a wrong address
     node: str = ""  # uname -n
     boot_id: str = ""
+    epoch: int = 0  # the highest that its agent has obeyed (I4)
     memory_total_bytes: int = 0
     memory_available_bytes: int = 0
     threads: int = 0

@@ -15,6 +15,7 @@ class OperationKind(StrEnum):
     DRAIN = "drain"
     UNDRAIN = "undrain"
     POWER = "power"
+    HOST = "host"  # added or removed: done with its first row
 
 
 class OperationState(StrEnum):
@@ -50,7 +51,7 @@ class Operation:
     id: str  # sortable and unique, e.g. "op-000042"
     kind: OperationKind
     state: OperationState
-    subject: str  # host name (drain, undrain, power) or guest name (migrate)
+    subject: str  # host name (drain, undrain, power, host) or guest name (migrate)
     guest: str = ""  # uuid (migrate)
     source: str = ""
     target: str = ""

@@ -21,6 +21,8 @@ from storage.words import DrbdVolume, Health
 HELD_S = 30.0  # a promise given to a saga that has not journalled its move by then is void
 REREAD_S = 15.0
 REREAD_AT_ONCE = 32
+MOMENT_S = 1.0  # reports further apart do not show one moment
+MOMENT_ROUNDS = 3
 
 
 class Placement:
@@ -195,28 +197,43 @@ class Placement:
         )
 
     async def check_power_off(self, host: str) -> PowerChecked:
-        """I12, from reports of this very moment. A host whose power is off has nothing to say."""
+        """I12, from reports and volumes of this very moment. A host whose power is off has nothing to say.
+
+        While one slow host answers, what the others said grows old: they are asked again, a bounded number
+        of times. What is too old even then is a reason against.
+        """
         off = self._powered_off()
         names = [name for name in self._view.cluster().hosts if name == host or name not in off]
-        slots = asyncio.Semaphore(REREAD_AT_ONCE)
         reports: dict[str, tuple[HostReport, float]] = {}
-        unheard: list[str] = []
+        unheard: set[str] = set()
+        for _ in range(MOMENT_ROUNDS):
+            await self._ask_all(names, reports, unheard)
+            now_s = self._clock.monotonic()
+            names = [name for name, (_, at_s) in reports.items() if now_s - at_s > MOMENT_S]
+            if not names:
+                break
+        aged = {name: (report, now_s - at_s) for name, (report, at_s) in reports.items()}
+        reasons = self._planner.reasons_not_to_power_off(host, aged, sorted(unheard))
+        return PowerChecked(reasons=tuple(reasons))
+
+    async def _ask_all(
+        self, names: Collection[str], reports: dict[str, tuple[HostReport, float]], unheard: set[str]
+    ) -> None:
+        """Reports of `names` with the time of their arrival, or `unheard`."""
+        slots = asyncio.Semaphore(REREAD_AT_ONCE)
 
         async def ask(name: str) -> None:
             async with slots:
-                report = await self._reread(name)
+                report = await self._reread(name, storage=True)
             if isinstance(report, str):
-                unheard.append(name)
+                reports.pop(name, None)
+                unheard.add(name)
             else:
                 reports[name] = (report, self._clock.monotonic())
 
         async with asyncio.TaskGroup() as tasks:
             for name in names:
                 tasks.create_task(ask(name), name=f"report of {name}")
-        now_s = self._clock.monotonic()
-        aged = {name: (report, now_s - at_s) for name, (report, at_s) in reports.items()}
-        reasons = self._planner.reasons_not_to_power_off(host, aged, sorted(unheard))
-        return PowerChecked(reasons=tuple(reasons))
 
     async def check_host(self, host: str, number: int) -> HostChecked:
         """Is it whole again: heard, libvirt answering, its replicas current?"""
@@ -228,7 +245,7 @@ class Placement:
             return (f"host {host} is unknown",)
         if found.observed is not HostState.ONLINE:
             return (f"{host} is {found.observed}",)
-        report = await self._reread(host)
+        report = await self._reread(host, storage=True)
         if isinstance(report, str):
             return (report,)
         reasons = [] if report.libvirt_ok else [f"libvirt on {host} does not answer"]
@@ -250,10 +267,10 @@ class Placement:
                 )
         return tuple(reasons)
 
-    async def _reread(self, host: str) -> HostReport | str:
+    async def _reread(self, host: str, *, storage: bool = False) -> HostReport | str:
         try:
             async with asyncio.timeout(REREAD_S):
-                return await self._view.reread(host)
+                return await self._view.reread(host, storage=storage)
         except OutcomeError as error:
             return str(error)
         except TimeoutError:

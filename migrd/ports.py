@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 from agents.protocol import (
@@ -21,15 +22,17 @@ from agents.protocol import (
     Observe,
     Preflight,
 )
+from migrd.host_config import HostConfig
 from migrd.model import Cluster, Facts, HostState, Plan
 from migrd.operations import Operation
+from migrd.projection import Record
 from migrd.sagas.events import Event
 
 
 class AgentPort(Protocol):
     """One host's agent; raises storage.errors only. `agents.client.AgentClient` is the real one."""
 
-    async def report(self) -> HostReport: ...
+    async def report(self, *, storage: bool = False) -> HostReport: ...
 
     async def observe(self, question: Observe) -> Observation: ...
 
@@ -45,8 +48,11 @@ class ViewPort(Protocol):
 
     def cluster(self) -> Cluster: ...
 
-    async def reread(self, host: str) -> HostReport:
-        """Ask the host now, past all caches. Raises storage.errors, KeyError for an unknown host."""
+    async def reread(self, host: str, *, storage: bool = False) -> HostReport:
+        """Ask the host now, past all caches; `storage`: its volumes are looked at anew for it, too.
+
+        Raises storage.errors, KeyError for an unknown host.
+        """
         ...
 
 
@@ -68,6 +74,36 @@ class PowerPort(Protocol):
     async def switch(self, host: str, action: str) -> str:
         """Ask for 'on' or 'off'. Returns '' when the BMC accepted, else the reason. Never raises."""
         ...
+
+
+class MembersPort(Protocol):
+    """Hosts come and go while the daemon runs. `migrd.members.Members` is the real one."""
+
+    @property
+    def fixed(self) -> Mapping[str, HostConfig]:
+        """The hosts of migrd.toml: they are changed there, and nowhere else."""
+        ...
+
+    def problems(self, host: HostConfig) -> list[str]:
+        """What is wrong with the files that it names."""
+        ...
+
+    def take(self, name: str, host: HostConfig) -> None: ...
+
+    def drop(self, name: str) -> None: ...
+
+
+class NoMembers:
+    """Hosts neither come nor go: what is followed is fixed by whoever built the view."""
+
+    fixed: Mapping[str, HostConfig] = MappingProxyType({})
+
+    def problems(self, host: HostConfig) -> list[str]:
+        return []
+
+    def take(self, name: str, host: HostConfig) -> None: ...
+
+    def drop(self, name: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +187,10 @@ class JournalReadOnly(Exception):  # noqa: N818 - a state
     """The journal cannot be written (disk full, error). Nothing may be begun; the reason is the message."""
 
 
+class JournalError(Exception):
+    """The journal cannot be used at all; the message says why and what to do. The daemon must not start."""
+
+
 class JournalPort(Protocol):
     @property
     def epoch(self) -> int:
@@ -162,10 +202,28 @@ class JournalPort(Protocol):
         """Why it cannot be written at the moment; '' when it can."""
         ...
 
-    async def load(self) -> Sequence[Row]: ...
+    def life(self, seq: int) -> str:
+        """Names the daemon's start that wrote row `seq`, unlike any other. '' before lives were named."""
+        ...
+
+    async def ended(self) -> Sequence[Record]:
+        """Ended operations whose folded state is kept, in no order: their rows need not be folded."""
+        ...
+
+    async def load(self, skip: Container[str] = ()) -> Sequence[Row]:
+        """Every row of operations that are not in `skip`, oldest first. Raises JournalError."""
+        ...
 
     async def append(self, operation: str, event: Event, at_s: float) -> Row:
-        """Durable when it returns. Raises JournalReadOnly; then nothing was written."""
+        """Durable when it returns. Raises JournalReadOnly; then nothing was written (see Journal.append)."""
+        ...
+
+    async def condense(self, records: Sequence[Record]) -> None:
+        """Keep the folded state of these ended operations for the next start. Raises JournalReadOnly."""
+        ...
+
+    async def drop(self, operations: Sequence[str]) -> None:
+        """Forget whole operations: all of these or, if it raises JournalReadOnly, none."""
         ...
 
     async def probe(self) -> None:

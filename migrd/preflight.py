@@ -66,9 +66,12 @@ class Interviewer:
         return Facts(cpu=cpu, volume=volume)
 
     async def _answer(self, name: str, question: Preflight) -> PreflightReport | None:
+        agent = self._agents.get(name)
+        if agent is None:
+            return None  # removed since the snapshot
         try:
             async with asyncio.timeout(self._deadline_s):
-                report = await self._agents[name].preflight(question)
+                report = await agent.preflight(question)
         except (OutcomeError, TimeoutError):
             return None
         whole = len(report.cpus) == len(question.cpus) and len(report.volumes) == len(question.volumes)

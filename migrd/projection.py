@@ -14,8 +14,10 @@ from migrd.saga import SagaState
 from migrd.sagas import power, undrain
 from migrd.sagas.drain import DrainState, GuestTask, Task
 from migrd.sagas.drain import Phase as DrainPhase
+from migrd.sagas.events import HostAdded, HostRemoved
 from migrd.sagas.migrate_state import BACK, FINISH, FORWARD, MigrateState, Stage
 from migrd.sagas.power import PowerState
+from migrd.sagas.roster import RosterState
 from migrd.sagas.undrain import Back, UndrainState
 
 _PATH = (Stage.PRECHECK, *FORWARD, Stage.SETTLE, *FINISH, Stage.VERIFY)
@@ -37,6 +39,7 @@ class Record:
     started_at_s: float | None = None
     first_call_at_s: float | None = None
     ended_at_s: float | None = None
+    condensed: bool = False  # its folded state is in the journal
 
     def note(self, at_s: float) -> None:
         """Called after every journalled event."""
@@ -66,6 +69,8 @@ def operation_state(state: SagaState) -> OperationState:
             return OperationState.CANCELLING if state.cancelled else OperationState.RUNNING
         case PowerState():
             return OperationState(state.phase.value) if state.phase.ended else OperationState.RUNNING
+        case RosterState():
+            return OperationState.DONE
         case _:
             assert_never(state)
 
@@ -142,8 +147,21 @@ def operation(record: Record) -> Operation:
                 request={"action": state.request.action},
                 steps=_power_steps(state),
             )
+        case RosterState():
+            return Operation(
+                **common,  # type: ignore[arg-type]
+                kind=OperationKind.HOST,
+                subject=state.request.host,
+                request=_roster_request(state.request),
+            )
         case _:
             assert_never(state)
+
+
+def _roster_request(request: HostAdded | HostRemoved) -> dict[str, object]:
+    if isinstance(request, HostAdded):
+        return {"action": "add", "agent": request.config.agent, "bmc": request.config.bmc is not None}
+    return {"action": "remove"}
 
 
 # -- steps ----------------------------------------------------------------------------------------
@@ -286,10 +304,12 @@ def administrative(records: Iterable[Record]) -> dict[str, HostState]:
             case UndrainState():
                 if state.usable:
                     found.pop(state.request.host, None)
+            case RosterState(request=HostRemoved(host=host)):
+                found.pop(host, None)
             case PowerState() if state.phase is power.Phase.DONE:
                 _after_power(found, state)
             case PowerState() if state.request.action == "off" and state.phase is power.Phase.FAILED:
-                found.setdefault(state.request.host, HostState.DRAINED)  # it may still go off: undrain looks
+                found[state.request.host] = HostState.DRAINED  # it may still go off: an undrain looks
             case PowerState() if state.request.action == "off" and not state.phase.ended:
                 # From its first row on: else a guest is sent there between the check and the cut (I12).
                 found.setdefault(state.request.host, HostState.DRAINING)

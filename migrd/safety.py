@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from agents.protocol import DomainReport, HostReport
 from storage.words import DrbdVolume, Health, Role, VolumeReport
 
-MAX_AGE_S = 10.0  # a report older than this describes another moment
+MAX_AGE_S = 3.0  # a report older than this describes another moment
 
 Reports = Mapping[str, tuple[HostReport, float]]
 """Host name -> its report and the report's age in seconds."""

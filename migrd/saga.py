@@ -11,12 +11,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import assert_never
 
-from migrd.sagas import drain, migrate, power, undrain
+from migrd.sagas import drain, migrate, power, roster, undrain
 from migrd.sagas.commands import IllegalEvent, SagaCommand
 from migrd.sagas.drain import DrainState
 from migrd.sagas.events import (
     DrainRequested,
     Event,
+    HostAdded,
+    HostRemoved,
     MigrateRequested,
     PowerRequested,
     Request,
@@ -24,9 +26,10 @@ from migrd.sagas.events import (
 )
 from migrd.sagas.migrate_state import MigrateState
 from migrd.sagas.power import PowerState
+from migrd.sagas.roster import RosterState
 from migrd.sagas.undrain import UndrainState
 
-SagaState = MigrateState | DrainState | UndrainState | PowerState
+SagaState = MigrateState | DrainState | UndrainState | PowerState | RosterState
 Result = tuple[SagaState, tuple[SagaCommand, ...]]
 
 
@@ -41,6 +44,8 @@ def start(operation: str, request: Request) -> Result:
             return undrain.begin(operation, request)
         case PowerRequested():
             return power.begin(operation, request)
+        case HostAdded() | HostRemoved():
+            return roster.begin(operation, request)
         case _:
             assert_never(request)
 
@@ -56,6 +61,8 @@ def step(state: SagaState, event: Event) -> Result:
             return undrain.step(state, event)
         case PowerState():
             return power.step(state, event)
+        case RosterState():
+            return roster.step(state, event)
         case _:
             assert_never(state)
 

@@ -36,7 +36,7 @@ MAX_MISSED_EVENTS = 10_000  # kept while a report is under way; more than that: 
 class Agent(Protocol):
     """The part of `agents.client.AgentClient` that is needed here. Raises storage.errors only."""
 
-    async def report(self) -> HostReport: ...
+    async def report(self, *, storage: bool = False) -> HostReport: ...
 
     def events(self) -> AsyncIterator[Event]: ...
 
@@ -77,10 +77,12 @@ class _Watch:
         self.tried = asyncio.Event()  # heard of, or failed, at least once
         self.trouble = ""  # why there is no stream just now
         self.guests: tuple[Guest, ...] = ()
+        self.gone = False  # removed: a report that was under way must not bring it back
         self._view = view
         self._stale = asyncio.Event()
         self._logs: dict[object, list[Event]] = {}
         self._cache: tuple[HostReport | None, HostState, HostState, tuple[str, ...], Host] | None = None
+        self._shown: Host | None = None
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -105,6 +107,8 @@ class _Watch:
             failures += 1
 
     def _take(self, event: Event) -> None:
+        if self.gone:
+            return
         self.heard_s = self._view.now()
         self.trouble = ""
         before = self.followed.report
@@ -143,13 +147,13 @@ class _Watch:
     def _old(self) -> bool:
         return self.read_s is None or self._view.now() - self.read_s >= self._view.policy.refresh_s
 
-    async def read(self, deadline_s: float) -> HostReport:
+    async def read(self, deadline_s: float, *, storage: bool = False) -> HostReport:
         """The whole report, now; also kept. Raises storage.errors, Retryable at the deadline."""
         key = object()
         log = self._logs[key] = []
         try:
             async with asyncio.timeout(deadline_s):
-                report = await self.agent.report()
+                report = await self.agent.report(storage=storage)
         except TimeoutError:
             raise Retryable(f"{self.name}: no report within {deadline_s:g} s") from None
         finally:
@@ -164,6 +168,8 @@ class _Watch:
         change has its event, and the last one wins.
         """
         before = self.followed.report
+        if self.gone:
+            return
         if before is not None and before.boot_id == report.boot_id and report.observed_s < before.observed_s:
             return  # two reads crossed; the newer one is here already
         stream, seq = self.followed.stream, self.followed.seq
@@ -212,7 +218,10 @@ class _Watch:
                 host, problems=(*problems, *host.problems), has_bmc=self.name in self._view.with_bmc
             )
             cached = self._cache = (report, state, observed, problems, host)
-        return replace(cached[4], last_heard_s=self.heard_s)
+            self._shown = None
+        if self._shown is None or self._shown.last_heard_s != self.heard_s:
+            self._shown = replace(cached[4], last_heard_s=self.heard_s)
+        return self._shown
 
 
 class ClusterView:
@@ -229,11 +238,13 @@ class ClusterView:
         share: Callable[[], float] = random.random,
     ) -> None:
         self.policy = policy or WatchPolicy()
-        self.with_bmc = frozenset(with_bmc)
+        self.with_bmc = set(with_bmc)
         self.share = share
         self.emit = on_change
         self._administrative = administrative
         self._watches = {name: _Watch(name, agent, self) for name, agent in sorted(agents.items())}
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._tasks: asyncio.TaskGroup | None = None
         self._census = Census()
         self._doubts: dict[str, tuple[str, ...]] = {}
         self._guests: tuple[Guest, ...] | None = ()
@@ -246,9 +257,35 @@ class ClusterView:
     async def run(self) -> None:
         """Never returns. An error in here is a bug and ends it, and with it the daemon."""
         async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
             for watch in self._watches.values():
-                tasks.create_task(watch.run(), name=f"watch {watch.name}")
+                self._start(tasks, watch)
             tasks.create_task(self._tick(), name="watch states")
+
+    def _start(self, tasks: asyncio.TaskGroup, watch: _Watch) -> None:
+        self._running[watch.name] = tasks.create_task(watch.run(), name=f"watch {watch.name}")
+
+    def add(self, name: str, agent: Agent, *, has_bmc: bool) -> None:
+        """Follow one host more, from now on. Its name must be new."""
+        assert name not in self._watches, f"{name} is followed already"
+        if has_bmc:
+            self.with_bmc.add(name)
+        watch = _Watch(name, agent, self)
+        self._watches = dict(sorted({**self._watches, name: watch}.items()))
+        if self._tasks is not None:
+            self._start(self._tasks, watch)
+
+    def remove(self, name: str) -> None:
+        """Follow a host no longer; nothing of it is kept. Raises KeyError for one that is not followed."""
+        self._watches.pop(name).gone = True
+        running = self._running.pop(name, None)
+        if running is not None:
+            running.cancel()  # it belongs to the TaskGroup of `run`, which waits for its end
+        self.with_bmc.discard(name)
+        self._census.forget(name)
+        self._shown.pop(name, None)
+        self._guests = None
+        self._judge_identities()
 
     async def settled(self, deadline_s: float) -> tuple[str, ...]:
         """Wait until every host was heard of or has failed once; names of those that did neither in time."""
@@ -274,9 +311,9 @@ class ClusterView:
             self._guests = tuple(guest for watch in self._watches.values() for guest in watch.guests)
         return Cluster(hosts=hosts, guests=self._guests)
 
-    async def reread(self, host: str, deadline_s: float = 10.0) -> HostReport:
-        """Ask the host now, e.g. before its power is cut (I12). Raises storage.errors."""
-        return await self._watches[host].read(deadline_s)
+    async def reread(self, host: str, *, storage: bool = False, deadline_s: float = 10.0) -> HostReport:
+        """Ask the host now, e.g. with `storage` before its power is cut (I12). Raises storage.errors."""
+        return await self._watches[host].read(deadline_s, storage=storage)
 
     def xml_of(self, uuid: str) -> str | None:
         """The newest definition known, also of a guest whose host is silent; None = never seen."""
@@ -297,12 +334,13 @@ class ClusterView:
         else:
             changes = []
         if before is None or _identity(before) != _identity(report):
-            reports = {
-                n: w.followed.report for n, w in self._watches.items() if w.followed.report is not None
-            }
-            self._doubts = identity_problems(reports)
+            self._judge_identities()
         for change in (*report_changes(host, before, report), *changes):
             self.emit(change)
+
+    def _judge_identities(self) -> None:
+        reports = {n: w.followed.report for n, w in self._watches.items() if w.followed.report is not None}
+        self._doubts = identity_problems(reports)
 
     async def _tick(self) -> None:
         while True:

@@ -12,7 +12,6 @@ Files are read in the order of their names; the first that fits wins.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import stat
 import tomllib
@@ -20,10 +19,12 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from storage.errors import Refused
+from storage.calls import Lane, NoSlot, TimedOut
+from storage.errors import Refused, Retryable
 
 CHAP_DIR = Path("/etc/migrd/chap")
 MAX_FILE_BYTES = 256 * 1024
+READ_DEADLINE_S = 10.0
 _KEYS = {"target", "portal", "username", "password"}
 
 
@@ -103,12 +104,17 @@ def _read_private(path: Path) -> str:
         raise Refused(f"{path} is not UTF-8") from None
 
 
-async def find(directory: Path, *, iqn: str, portal: str) -> Credential | None:
-    """The first credential for this target; None when none is configured.
+async def find(directory: Path, *, iqn: str, portal: str, lane: Lane) -> Credential | None:
+    """The first credential for this target; None when none is configured. The files are read in `lane`.
 
     Raises Refused when any file is malformed or open to others: a half-read set could pick a wrong login.
+    Raises Retryable when the disk does not answer.
     """
-    for credential in await asyncio.to_thread(_load, directory):
+    try:
+        found = await lane.call(lambda: _load(directory), deadline_s=READ_DEADLINE_S)
+    except (NoSlot, TimedOut):
+        raise Retryable(f"{directory} could not be read within {READ_DEADLINE_S:g} s") from None
+    for credential in found:
         if credential.fits(iqn=iqn, portal=portal):
             return credential
     return None

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from storage.calls import Lane, NoSlot, TimedOut
 from storage.errors import Unknown
 
 SCAN_DEADLINE_S = 10.0
+SCAN_SLOTS = 4
 DYING_S = 5.0
 PAUSE_FIRST_S = 0.02
 PAUSE_LAST_S = 0.25
@@ -86,15 +88,19 @@ class QemuProcesses:
     Most are gone in milliseconds, and every migration ends with one: so the pauses start short and grow.
     """
 
-    def __init__(self, *, proc: Path = Path("/proc"), dying_s: float = DYING_S) -> None:
+    def __init__(
+        self, *, proc: Path = Path("/proc"), dying_s: float = DYING_S, deadline_s: float = SCAN_DEADLINE_S
+    ) -> None:
         self._proc = proc
         self._dying_s = dying_s
+        self._deadline_s = deadline_s
+        self._lane = Lane("proc-qemu", SCAN_SLOTS)
 
     async def __call__(self, domain_uuid: str) -> bool:
         """Raises Unknown if /proc cannot be read or a nameless QEMU does not finish dying."""
         paused_s, pause_s = 0.0, PAUSE_FIRST_S
         while True:
-            found, dying = await _scan(lambda: self._look(domain_uuid.lower()))
+            found, dying = await _scan(self._lane, lambda: self._look(domain_uuid.lower()), self._deadline_s)
             if found or not dying:
                 return found
             if paused_s >= self._dying_s:
@@ -121,10 +127,11 @@ class DeviceUsers:
 
     def __init__(self, *, proc: Path = Path("/proc")) -> None:
         self._proc = proc
+        self._lane = Lane("proc-fd", SCAN_SLOTS)
 
     async def __call__(self, rdev: int) -> tuple[User, ...]:
         """Raises Unknown if /proc cannot be read or does not answer in time."""
-        return await _scan(lambda: tuple(self._look(rdev)))
+        return await _scan(self._lane, lambda: tuple(self._look(rdev)), SCAN_DEADLINE_S)
 
     def _look(self, rdev: int) -> Iterator[User]:
         for entry in _processes(self._proc):
@@ -152,11 +159,13 @@ def _is_device(fd: Path, rdev: int) -> bool:
     return stat.S_ISBLK(found.st_mode) and found.st_rdev == rdev
 
 
-async def _scan(look: Callable[[], _T]) -> _T:
+async def _scan(lane: Lane, look: Callable[[], _T], deadline_s: float) -> _T:
+    """A read of /proc/PID can block on the process's own locks, and then keeps its thread."""
     try:
-        async with asyncio.timeout(SCAN_DEADLINE_S):
-            return await asyncio.to_thread(look)
-    except TimeoutError:
-        raise Unknown(f"/proc did not answer within {SCAN_DEADLINE_S:g} s") from None
+        return await lane.call(look, deadline_s=deadline_s)
+    except TimedOut:
+        raise Unknown(f"/proc did not answer within {deadline_s:g} s") from None
+    except NoSlot:
+        raise Unknown(f"{SCAN_SLOTS} earlier reads of /proc still hang: see dmesg") from None
     except OSError as error:
         raise Unknown(f"/proc cannot be read: {error}") from error

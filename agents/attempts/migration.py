@@ -15,7 +15,7 @@ from agents.attempts.control import Control
 from agents.attempts.mirror import Mirror
 from agents.attempts.outcomes import Ended
 from agents.attempts.storage_steps import Drivers
-from agents.hypervisor.words import DomainFacts, Hypervisor, MigrateRequest
+from agents.hypervisor.words import DomainFacts, Hypervisor, Job, MigrateRequest
 from agents.protocol import AttemptResult, DomainState, MigrateDomain, MigrationProgress, Outcome
 from storage.errors import Failed, Refused, Retryable, Unknown
 
@@ -138,20 +138,31 @@ class _Watch:
         return call.done()
 
     async def follow(self) -> None:
-        """Return when the domain has no outgoing job any more, or could not be seen for `blind_s`."""
+        """Return when the domain has no outgoing job any more, or could not be seen for `blind_s`.
+
+        A job of another kind is somebody else's: ours has ended, and theirs is neither waited for nor
+        aborted. One that libvirt does not name may be ours: it is waited for, and never aborted. Raises
+        Unknown when the deadline is long past whatever was seen (I20).
+        """
         blind_since: float | None = None
-        while True:
+        give_up_at = self._late_at + self._pace.abort_grace_s
+        while self._now() <= give_up_at:
             try:
-                if not await self._look():
+                job = await self._look()
+                if job is None or job.foreign:
                     return
                 blind_since = None
+                if job.outgoing:
+                    await self._maybe_abort()
             except Retryable:
                 blind_since = blind_since if blind_since is not None else self._now()
                 if self._now() - blind_since >= self._pace.blind_s:
                     return
-            if self._control.latest is not None:  # else it may be another job: not ours to abort
-                await self._maybe_abort()
             await asyncio.sleep(self._pace.poll_s)
+        raise Unknown(
+            *self.why_aborted,
+            f"a job still runs on the domain after {self._command.deadline_s:g} s and a grace",
+        )
 
     async def final_figures(self) -> MigrationProgress | None:
         """libvirt's final figures with the real downtime; the last ones seen if the event did not come."""
@@ -163,19 +174,17 @@ class _Watch:
         with contextlib.suppress(Retryable):  # the migration goes on whether it can be watched or not
             await self._look()
 
-    async def _look(self) -> bool:
-        """Is the outgoing job there? Tells its progress, and sets the downtime limit on first sight."""
+    async def _look(self) -> Job | None:
+        """The job that is there. Tells the progress of ours, and sets the downtime limit on first sight."""
         uuid = self._command.uuid
         job = await self._hypervisor.job(uuid)
-        if job is None:
-            return False
-        if job.outgoing:
+        if job is not None and job.outgoing:
             self._control.latest = job.progress
             if not self._limit_set:
                 with contextlib.suppress(Refused):  # it ended in this instant
                     await self._hypervisor.set_downtime(uuid, self._command.downtime_limit_ms)
                 self._limit_set = True
-        return True
+        return job
 
     async def _maybe_abort(self) -> None:
         """Ask again at every poll until the job has ended; give up `abort_grace_s` after the first time."""

@@ -110,7 +110,11 @@ class LibvirtHypervisor:
             stats = None if domain is None else libvirt_reads.job_stats(domain)
             if stats is None:
                 return None
-            return Job(outgoing=states.is_outgoing(stats), progress=states.progress_of(stats))
+            return Job(
+                outgoing=states.is_outgoing(stats),
+                foreign=states.is_foreign(stats),
+                progress=states.progress_of(stats),
+            )
 
         return await self._read(look, link=self._status)
 

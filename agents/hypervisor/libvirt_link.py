@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import libvirt
 
 from agents.hypervisor import eventloop
-from agents.hypervisor.calls import Lane, NoSlot, TimedOut
+from storage.calls import Lane, NoSlot, TimedOut
 from storage.errors import Retryable, Unknown
 
 T = TypeVar("T")

@@ -31,29 +31,17 @@ class LibvirtSecrets:
         self._defining = asyncio.Lock()
 
     async def has(self, *, uuid: str | None, usage: str | None) -> bool:
-        """Is there a secret with this UUID, or else this usage, and has it a value? Raises Retryable."""
-
-        def look(connection: Any) -> bool:
-            secret = _find(connection, uuid, usage)
-            return secret is not None and _has_value(secret)
-
+        """See SecretStore. Raises Retryable."""
         try:
-            return await self._link.call(look, deadline_s=DEADLINE_S)
+            return await self._link.call(lambda c: has_secret(c, uuid, usage), deadline_s=DEADLINE_S)
         except (Lost, Unknown, libvirt.libvirtError) as error:
             raise Retryable(f"libvirt secrets: {_said(error)}") from None
 
     async def define(self, *, uuid: str | None, usage: str | None, value: bytes) -> None:
-        """Define it private and persistent and set its value. Raises Failed, Retryable, Unknown."""
-
-        def define(connection: Any) -> None:
-            secret = _find(connection, uuid, usage)
-            if secret is None:
-                secret = connection.secretDefineXML(secret_xml(uuid, usage))
-            secret.setValue(value)
-
+        """See SecretStore. Raises Failed, Retryable, Unknown."""
         try:
             async with self._defining:
-                await self._link.call(define, deadline_s=DEADLINE_S)
+                await self._link.call(lambda c: put_secret(c, uuid, usage, value), deadline_s=DEADLINE_S)
         except Lost as error:
             raise Unknown(f"libvirt secrets: the connection broke: {error}") from None
         except libvirt.libvirtError as error:
@@ -62,6 +50,20 @@ class LibvirtSecrets:
     async def close(self) -> None:
         """Close the connection."""
         await self._link.close()
+
+
+def has_secret(connection: Any, uuid: str | None, usage: str | None) -> bool:
+    """Blocking: SecretStore.has on a connection. Raises libvirtError."""
+    secret = _find(connection, uuid, usage)
+    return secret is not None and _may_have_value(secret)
+
+
+def put_secret(connection: Any, uuid: str | None, usage: str | None, value: bytes) -> None:
+    """Blocking: SecretStore.define on a connection. Raises libvirtError."""
+    secret = _find(connection, uuid, usage)
+    if secret is None:
+        secret = connection.secretDefineXML(secret_xml(uuid, usage))
+    secret.setValue(value)
 
 
 def secret_xml(uuid: str | None, usage: str | None) -> str:
@@ -90,14 +92,14 @@ def _find(connection: Any, uuid: str | None, usage: str | None) -> Any | None:
     return None
 
 
-def _has_value(secret: Any) -> bool:
+def _may_have_value(secret: Any) -> bool:
     """libvirt does not let the value of a private secret be read; NO_SECRET says that it has none."""
     try:
         secret.value()
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_SECRET:
             return False
-        if error.get_error_code() == libvirt.VIR_ERR_INVALID_SECRET:  # private: it exists, and is kept
+        if error.get_error_code() == libvirt.VIR_ERR_INVALID_SECRET:  # private: not told
             return True
         raise
     return True

@@ -86,6 +86,11 @@ def is_outgoing(job: Mapping[str, object]) -> bool:
     return is_running_job(job) and _int(job, "operation") == OPERATION_MIGRATION_OUT
 
 
+def is_foreign(job: Mapping[str, object]) -> bool:
+    """Is it certainly no migration leaving this host? 0 is libvirt's "unknown operation"."""
+    return _int(job, "operation") not in (0, OPERATION_MIGRATION_OUT)
+
+
 def progress_of(job: Mapping[str, object], *, final: bool = False) -> MigrationProgress:
     """virDomainGetJobStats in base units. The dirty rate comes in pages per second.
 

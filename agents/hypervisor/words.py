@@ -55,9 +55,12 @@ class HypervisorReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A running job. `outgoing` is True only for a migration that leaves this host."""
+    """A running job. `outgoing`: certainly a migration that leaves this host. `foreign`: certainly none
+    (an arrival, a snapshot, a save). Neither: libvirt does not say what it is.
+    """
 
     outgoing: bool
+    foreign: bool = False
     progress: MigrationProgress
 
 

@@ -13,6 +13,7 @@ from migrd.api.requests import body_of, flag, number, query_of
 from migrd.api.words import (
     DrainBody,
     GuestList,
+    HostBody,
     HostList,
     MigrateBody,
     Nothing,
@@ -23,6 +24,7 @@ from migrd.api.words import (
     VolumeList,
 )
 from migrd.control import DrainRequest, MigrateRequest, NotFound, UndrainRequest, reasons_of
+from migrd.host_config import HostConfig
 from migrd.operations import Operation
 from storage.errors import Refused
 
@@ -50,6 +52,18 @@ async def host(request: web.Request, api: Api) -> Answer:
     found = names.host_named(cluster, request.match_info["host"])
     operations = api.control.open_operations()
     return Answer(status=200, value=views.host_detail(cluster, found, operations, api.now_s()))
+
+
+async def host_add(request: web.Request, api: Api) -> Answer:
+    query_of(request, NO_QUERY)
+    body = await body_of(request, HostBody)
+    return accepted(await api.control.add_host(body.name, HostConfig(agent=body.agent, bmc=body.bmc)))
+
+
+async def host_remove(request: web.Request, api: Api) -> Answer:
+    query_of(request, NO_QUERY)
+    await body_of(request, Nothing)
+    return accepted(await api.control.remove_host(request.match_info["host"]))
 
 
 async def drain(request: web.Request, api: Api) -> Answer:
@@ -127,8 +141,10 @@ async def operations(request: web.Request, api: Api) -> Answer:
     if "parent" in query:
         children = api.control.operation(query["parent"]).children
         found = tuple(child for child in (_operation(api, id_) for id_ in reversed(children)) if child)
+    elif flag(query, "open"):
+        found = api.control.open_operations()
     else:
-        found = api.control.open_operations() if flag(query, "open") else api.control.operations(limit=limit)
+        found = api.control.operations(limit=limit)
     if flag(query, "open"):
         found = tuple(op for op in found if views.is_open(op))
     return Answer(status=200, value=OperationList(operations=found[:limit]))

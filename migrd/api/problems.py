@@ -14,6 +14,7 @@ from aiohttp import web
 from pydantic import TypeAdapter
 
 from migrd.control import NotFound
+from migrd.ports import JournalReadOnly
 from storage.errors import OutcomeError, Refused, Retryable, Unknown
 
 CONTENT_TYPE = "application/problem+json"
@@ -29,6 +30,7 @@ TOO_LARGE = "too-large"  # 413: body over 1 MiB
 BAD_FIELDS = "bad-fields"  # 422: unknown fields or wrong types
 FAILED = "failed"  # 500: it was tried and did not work
 INTERNAL = "internal"  # 500: a bug; the log has the traceback
+READ_ONLY = "journal-read-only"  # 503: nothing new is begun until the journal can be written again
 UNAVAILABLE = "unavailable"  # 503: not now; the same request may work later
 
 RETRY_AFTER_S = 2
@@ -79,6 +81,9 @@ def verdict_of(error: Exception) -> Verdict | None:  # noqa: PLR0911 - one line 
             return _verdict(404, NOT_FOUND, str(error), *error.reasons)
         case Refused():
             return _verdict(409, REFUSED, _first(error), *error.reasons)
+        case JournalReadOnly():
+            detail = f"nothing new is begun: {error}; what runs is watched, and goes on once there is room"
+            return _verdict(503, READ_ONLY, detail, str(error), retry_after_s=RETRY_AFTER_S)
         case Retryable():
             return _verdict(503, UNAVAILABLE, _first(error), *error.reasons, retry_after_s=RETRY_AFTER_S)
         case Unknown():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import TypeVar
 
 from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
-from agents.mistakes import problems_of
+from agents.mistakes import every_mistake, problems_of
 from migrd.api.answer import adapter
 from migrd.api.problems import BAD_FIELDS, BAD_JSON, BAD_REQUEST, ProblemError
 
@@ -20,14 +21,14 @@ async def body_of(request: web.Request, cls: type[T]) -> T:
     Raises ProblemError 400 (no JSON), 422 (unknown fields, wrong types: `reasons` has each with its path);
     aiohttp raises 413 beyond the size limit.
     """
-    text = await request.read()
+    text = (await request.read()).strip() or b"{}"
     known: TypeAdapter[T] = adapter(cls)  # type: ignore[arg-type] # a class is hashable
     try:
-        return known.validate_json(text.strip() or b"{}", strict=True, extra="forbid")
+        return known.validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
-        problems = problems_of(error)
         if any(item["type"] == "json_invalid" for item in error.errors(include_input=False)):
-            raise ProblemError(400, BAD_JSON, "the body is not JSON", *problems) from None
+            raise ProblemError(400, BAD_JSON, "the body is not JSON", *problems_of(error)) from None
+        problems = every_mistake(known, json.loads(text), error)
         raise ProblemError(422, BAD_FIELDS, f"{len(problems)} mistake(s) in the body", *problems) from None
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from agents.protocol import AnyVolume, DomainState
 from migrd.control import DrainRequest, MigrateRequest
+from migrd.host_config import HostConfig, HostName
 from migrd.model import HostState
 from migrd.operations import ClusterEvent, Operation
 from storage.words import Health, Role
@@ -161,6 +162,13 @@ class MigrateBody(MigrateRequest):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PowerBody:
     action: Literal["on", "off"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostBody(HostConfig):
+    """A host's table of migrd.toml, and its name."""
+
+    name: HostName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

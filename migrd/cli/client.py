@@ -10,7 +10,7 @@ import http.client
 import json
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,7 +19,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from pydantic import TypeAdapter, ValidationError
 
 from migrd.api.listen import Listen
-from migrd.cli.errors import CliError, Unreachable
+from migrd.cli.errors import CliError, Interrupted, Unreachable
 from migrd.cli.exits import Exit
 
 T = TypeVar("T")
@@ -27,6 +27,7 @@ T = TypeVar("T")
 REQUEST_S = 30.0
 MAX_ANSWER_BYTES = 256 << 20
 MAX_LINE_BYTES = 16 << 20
+READ_ONLY = "journal-read-only"  # migrd.api.problems has it too, and would load all of aiohttp
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +48,23 @@ class ApiClient:
 
     def get(self, cls: type[T], path: str, query: Mapping[str, str] | None = None) -> Reply[T]:
         """Raises CliError: Unreachable, refused, ..."""
-        return self._ask(cls, "GET", path + (f"?{urlencode(query)}" if query else ""), None)
+        return self._ask(cls, "GET", path + (f"?{urlencode(query)}" if query else ""), None, changes=False)
 
-    def post(self, cls: type[T], path: str, body: Mapping[str, object]) -> Reply[T]:
-        """Raises CliError: Unreachable, refused with reasons, ..."""
-        return self._ask(cls, "POST", path, json.dumps(body).encode())
+    def post(self, cls: type[T], path: str, body: Mapping[str, object], *, changes: bool = True) -> Reply[T]:
+        """`changes` False: a dry run. Raises CliError: Unreachable, Interrupted, refused with reasons, ..."""
+        return self._ask(cls, "POST", path, json.dumps(body).encode(), changes=changes)
 
-    def events(self, last_event_id: str, silence_s: float) -> Iterator[bytes]:
+    def delete(self, cls: type[T], path: str) -> Reply[T]:
+        """Raises CliError: Unreachable, Interrupted, refused with reasons, ..."""
+        return self._ask(cls, "DELETE", path, None, changes=True)
+
+    def events(
+        self, last_event_id: str, silence_s: float, opened: Callable[[], None] = lambda: None
+    ) -> Iterator[bytes]:
         """The `data` of each server-sent event, until the stream breaks (Unreachable).
 
-        `silence_s`: longer without a byte counts as broken; the daemon sends a comment every 15 s.
+        `opened` is called once the daemon has accepted. `silence_s`: longer without a byte counts as
+        broken; the daemon sends a comment every 15 s.
         """
         headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
         connection = self._connection(silence_s)
@@ -64,6 +72,7 @@ class ApiClient:
             answer = self._send(connection, "GET", "/v1/events", None, headers)
             if answer.status != 200:
                 raise _refusal(answer.status, answer.read(MAX_ANSWER_BYTES))
+            opened()
             while line := answer.readline(MAX_LINE_BYTES):
                 if line.startswith(b"data: "):
                     yield line[6:]
@@ -73,7 +82,7 @@ class ApiClient:
             connection.close()
         raise Unreachable(self.url, "it ended the event stream", sent=True, changes=False)
 
-    def _ask(self, cls: type[T], method: str, path: str, body: bytes | None) -> Reply[T]:
+    def _ask(self, cls: type[T], method: str, path: str, body: bytes | None, *, changes: bool) -> Reply[T]:
         connection = self._connection(REQUEST_S)
         sent = False
         try:
@@ -85,7 +94,9 @@ class ApiClient:
             finally:
                 connection.close()
         except (OSError, http.client.HTTPException) as error:
-            raise Unreachable(self.url, _why(error), sent=sent, changes=body is not None) from None
+            raise Unreachable(self.url, _why(error), sent=sent, changes=changes) from None
+        except KeyboardInterrupt:
+            raise Interrupted(accepted=sent and changes) from None
         if status not in (200, 202):
             raise _refusal(status, text)
         try:
@@ -114,7 +125,8 @@ class ApiClient:
         try:
             parts = urlsplit(self.url)
             host, port = parts.hostname or "", parts.port
-        except ValueError as error:
+            host.encode("idna")
+        except ValueError as error:  # UnicodeError too: a name that could never be looked up
             raise CliError(Exit.USAGE, f"--url {self.url}: {error}") from None
         if parts.scheme not in ("http", "https") or not host or parts.path not in ("", "/"):
             hint = "for example https://localhost:7440 or unix:/run/migrd/api.sock"
@@ -179,6 +191,9 @@ def _refusal(status: int, text: bytes) -> CliError:
             return CliError(Exit.REFUSED, detail, reasons, "", document)
         case 400 | 405 | 413 | 422:
             return CliError(Exit.USAGE, detail, reasons, "", document)
+        case 503 if document.get("type") == READ_ONLY:
+            hint = "free space in the daemon's [state] dir; it takes up work again by itself"
+            return CliError(Exit.REFUSED, detail, reasons, hint, document)
         case 503:
             return CliError(Exit.FAILED, detail, reasons, "try again in a moment", document)
         case _:

@@ -16,6 +16,7 @@ class CliError(Exception):
     reasons: tuple[str, ...] = ()
     hint: str = ""
     document: dict[str, object] = field(default_factory=dict)
+    document_shown: bool = False  # -o json has its one document on stdout already: only the words are missing
 
     def __str__(self) -> str:
         return self.detail
@@ -40,6 +41,25 @@ class Unreachable(CliError):  # noqa: N818 - an answer about the daemon
             else "is it running? `systemctl status migrd`; another address: --url or MIGRD_URL"
         )
         super().__init__(Exit.UNREACHABLE, detail, hint=hint)
+
+
+class Interrupted(CliError):  # noqa: N818 - what the operator wanted
+    """Ctrl-C before there was an answer. `accepted`: may the daemon have begun it? None: not known."""
+
+    def __init__(self, *, accepted: bool | None) -> None:
+        look = "look with `migrctl ops`, stop it with `migrctl op cancel ID`"
+        match accepted:
+            case True:
+                detail = "interrupted before the daemon answered: the request may have been accepted"
+                hint = look
+            case False:
+                detail, hint = "interrupted; nothing was begun", ""
+            case None:
+                detail, hint = "interrupted", f"if this asked for work, it may have been accepted: {look}"
+        kind = "interrupted"
+        document: dict[str, object] = {"type": kind, "title": kind, "status": None, "detail": detail}
+        document["reasons"] = [hint] if hint else []
+        super().__init__(Exit.FAILED, detail, (), hint, document)
 
 
 class Detached(CliError):  # noqa: N818 - what the operator wanted

@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 from typer.exceptions import Abort, TyperException
 
-from migrd.cli import reads, work
-from migrd.cli.errors import CliError
+from migrd.cli import hosts, reads, work
+from migrd.cli.errors import CliError, Interrupted
 from migrd.cli.exits import Exit
 from migrd.cli.fmt import cell
 from migrd.cli.session import DEFAULT_URL, Format, Settings, console, print_json
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-host = typer.Typer(help="One host: show, power.", no_args_is_help=True)
+host = typer.Typer(help="One host: show, add, remove, power.", no_args_is_help=True)
 vm = typer.Typer(help="One guest: show.", no_args_is_help=True)
 op = typer.Typer(help="One operation: show, watch, cancel, resume.", no_args_is_help=True)
 volume = typer.Typer(help="One volume: show.", no_args_is_help=True)
@@ -44,6 +44,8 @@ app.command()(reads.ops)
 app.command()(reads.volumes)
 app.command()(reads.events)
 host.command("show")(reads.host_show)
+host.command("add")(hosts.host_add)
+host.command("remove")(hosts.host_remove)
 host.command("power")(work.power)
 vm.command("show")(reads.vm_show)
 op.command("show")(reads.op_show)
@@ -53,9 +55,13 @@ op.command("resume")(work.op_resume)
 volume.command("show")(reads.volume_show)
 
 
-def _version(wanted: bool) -> None:
+def _version(context: typer.Context, wanted: bool) -> None:
     if wanted:
-        typer.echo(f"migrctl {version('migrd')}")
+        number = version("migrd")
+        if context.obj is Format.JSON:
+            print_json({"version": number})
+        else:
+            typer.echo(f"migrctl {number}")
         raise typer.Exit
 
 
@@ -88,22 +94,25 @@ def settings(
 
 def run(argv: Sequence[str]) -> int:
     """The exit code; everything has been printed."""
+    # `obj`: what is known before the options are read; `settings` puts its own there.
+    early = Format.JSON if wants_json(argv) else Format.TEXT
     try:
-        code = app(args=list(argv), prog_name="migrctl", standalone_mode=False)
-    except CliError as error:
-        return _explain(error, as_json=wants_json(argv))
-    except TyperException as error:
-        return _explain(_usage(error), as_json=wants_json(argv))
-    except (Abort, KeyboardInterrupt):
-        return Exit.FAILED
+        code = app(args=list(argv), prog_name="migrctl", standalone_mode=False, obj=early)
+        if code is not None and code not in {known.value for known in Exit}:
+            raise KeyboardInterrupt  # noqa: TRY301 - typer answers 130 for one outside of request and wait
     except BrokenPipeError:
         # The reader (head, less) has enough. Python must not complain again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
-    if code is None:  # --help, --version
-        return Exit.DONE
-    # Ctrl-C outside of a wait comes back from typer as 130, which is none of our codes.
-    return Exit(code) if code in {known.value for known in Exit} else Exit.FAILED
+    except CliError as caught:
+        error = caught
+    except TyperException as caught:
+        error = _usage(caught)
+    except (Abort, KeyboardInterrupt):
+        error = Interrupted(accepted=None)
+    else:
+        return Exit.DONE if code is None else Exit(code)  # None: --help, --version
+    return _explain(error, as_json=early is Format.JSON)
 
 
 def wants_json(argv: Sequence[str]) -> bool:
@@ -135,7 +144,7 @@ def _explain(error: CliError, *, as_json: bool) -> int:
             err.print(cell(f"  - {reason}"), soft_wrap=True)
     if error.hint:
         err.print(cell(error.hint), soft_wrap=True)
-    if as_json:
+    if as_json and not error.document_shown:
         print_json(error.as_document())
     return error.code
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-from collections.abc import Iterator
 from typing import Annotated
 
 import typer
-from pydantic import TypeAdapter, ValidationError
 
 from migrd.api.words import (
     EventList,
@@ -24,14 +19,10 @@ from migrd.api.words import (
 )
 from migrd.cli import render
 from migrd.cli.client import segment
-from migrd.cli.errors import CliError
 from migrd.cli.exits import Exit
-from migrd.cli.session import Host, OpId, Output, Session, Vm, VolumeName, session
+from migrd.cli.follow import follow as follow_events
+from migrd.cli.session import Host, OpId, Output, Vm, VolumeName, session
 from migrd.cli.watch import look_at
-from migrd.operations import ClusterEvent
-
-STREAM_SILENCE_S = 45.0  # the daemon sends a comment every 15 s
-RECONNECT_PAUSE_S = 1.0
 
 
 def status(context: typer.Context, output: Output = None) -> int:
@@ -125,54 +116,7 @@ def events(
     """What happened lately; with --follow what happens now (with -o json: one array, closed at Ctrl-C)."""
     here = session(context, output)
     if follow:
-        return _follow(here)
+        return follow_events(here)
     reply = here.client.get(EventList, "/v1/events", {"follow": "false", "limit": str(limit)})
     here.show(reply.document, *(render.event(item) for item in reply.value.events))
     return Exit.DONE
-
-
-def _follow(here: Session) -> int:
-    first = True
-    if here.as_json:
-        sys.stdout.write("[")
-        sys.stdout.flush()
-    try:
-        for text in _stream(here):
-            if here.as_json:
-                sys.stdout.write(
-                    ("\n" if first else ",\n") + json.dumps(json.loads(text), ensure_ascii=False)
-                )
-                sys.stdout.flush()
-                first = False
-                continue
-            try:
-                here.out.print(render.event(TypeAdapter(ClusterEvent).validate_json(text)))
-            except ValidationError:  # a newer daemon's word
-                here.err.print("an event that this migrctl does not understand")
-    except KeyboardInterrupt:
-        return Exit.DONE
-    finally:
-        if here.as_json:
-            sys.stdout.write("\n]\n")
-            sys.stdout.flush()
-    return Exit.DONE
-
-
-def _stream(here: Session) -> Iterator[bytes]:
-    """Events over any number of connections; gives up after `reconnect_s` without one."""
-    last, lost_at = "", None
-    while True:
-        try:
-            for text in here.client.events(last, STREAM_SILENCE_S):
-                lost_at = None
-                last = str(json.loads(text)["seq"])
-                yield text
-        except CliError as error:
-            if error.code is not Exit.UNREACHABLE:
-                raise
-            if lost_at is None:
-                lost_at = time.monotonic()
-                here.err.print(f"{error.detail}; asking again for {here.reconnect_s:g} s")
-            elif time.monotonic() - lost_at > here.reconnect_s:
-                raise
-        time.sleep(RECONNECT_PAUSE_S)

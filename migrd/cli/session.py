@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
@@ -91,8 +92,14 @@ def console(*, stderr: bool) -> Console:
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False, width=width, soft_wrap=False)
 
 
+def last_words() -> None:
+    """The end is being written: Ctrl-C changes nothing any more, and must not cut the document in two."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def print_json(document: Any) -> None:
-    """One document and nothing else on stdout."""
+    """One document and nothing else on stdout. Nothing may be printed there after it."""
+    last_words()
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     sys.stdout.flush()
 

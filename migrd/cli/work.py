@@ -133,7 +133,7 @@ def op_resume(
 
 
 def _plan(here: Session, path: str, body: dict[str, object]) -> int:
-    reply = here.client.post(Plan, path, {**body, "dry_run": True})
+    reply = here.client.post(Plan, path, {**body, "dry_run": True}, changes=False)
     here.show(reply.document, render.plan(reply.value))
     return of_plan(reply.value)
 

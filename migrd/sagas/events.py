@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from agents.protocol import AnyVolume, DomainState, Observation, Outcome
+from migrd.host_config import HostConfig
 from migrd.model import Move
 from migrd.operations import OperationState
 from storage.words import Side, VolumeReport
@@ -73,6 +74,23 @@ class PowerRequested:
     host: str
     action: Literal["on", "off"]
     kind: Literal["power-requested"] = "power-requested"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostAdded:
+    """A host that is not in migrd.toml; `config` as the operator gave it. Holds no secret (I17)."""
+
+    host: str
+    config: HostConfig
+    kind: Literal["host-added"] = "host-added"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRemoved:
+    """It is no longer followed, and what was decided about it is void."""
+
+    host: str
+    kind: Literal["host-removed"] = "host-removed"
 
 
 # -- the operator, and the daemon's own life ------------------------------------------------------
@@ -232,7 +250,7 @@ class HostChecked:
     kind: Literal["host-checked"] = "host-checked"
 
 
-Request = MigrateRequested | DrainRequested | UndrainRequested | PowerRequested
+Request = MigrateRequested | DrainRequested | UndrainRequested | PowerRequested | HostAdded | HostRemoved
 
 Event = (
     Request

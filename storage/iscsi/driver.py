@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from storage import chap, portal
+from storage.calls import Lane, NoSlot, TimedOut
 from storage.driver import InUse
 from storage.errors import Failed, OutcomeError, Refused, Retryable, Unknown
 from storage.iscsi import argv, decide, parse, record, sysfs
@@ -27,6 +28,7 @@ READ_DEADLINE_S = 10.0
 LOCK_DEADLINE_S = 120.0
 DEVICE_DEADLINE_S = 20.0  # from login to the udev link
 POLL_S = 0.1
+SLOTS = 4
 NODES_DIR = Path("/etc/iscsi/nodes")
 _T = TypeVar("_T")
 
@@ -50,6 +52,7 @@ class IscsiDriver:
         dev: Path = Path("/dev"),
         check_portal: portal.PortalCheck = portal.check,
         device_deadline_s: float = DEVICE_DEADLINE_S,
+        file_deadline_s: float = READ_DEADLINE_S,
     ) -> None:
         self._in_use = in_use
         self._openers = openers
@@ -60,6 +63,11 @@ class IscsiDriver:
         self._dev = dev
         self._check_portal = check_portal
         self._device_deadline_s = device_deadline_s
+        self._file_deadline_s = file_deadline_s
+        # Separate, so that a write into a dying device does not keep anyone from reading.
+        self._reads = Lane("sysfs read", SLOTS)
+        self._writes = Lane("sysfs write", SLOTS)
+        self._files = Lane("/etc file", SLOTS)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     # -- reads -----------------------------------------------------------------------------------
@@ -80,7 +88,7 @@ class IscsiDriver:
     async def links(self) -> dict[str, IscsiVolume]:
         """What stable device names (by-path, by-id) of this host open, for storage.discover."""
         found = await self._sessions()
-        names = await _in_thread(lambda: sysfs.links(self._dev, found))
+        names = await self._in(self._reads, lambda: sysfs.links(self._dev, found))
         return {
             name: IscsiVolume(portal=session.portal, iqn=session.iqn, lun=lun.lun, device=name)
             for name, (session, lun) in names.items()
@@ -95,7 +103,7 @@ class IscsiDriver:
             session = decide.session_of(await self._sessions(), volume)
             if session and session.find(volume.lun):
                 return decide.problems(volume, session, await self._opens(volume))
-            await chap.find(self._chap_dir, iqn=volume.iqn, portal=volume.portal)
+            await chap.find(self._chap_dir, iqn=volume.iqn, portal=volume.portal, lane=self._files)
         except OutcomeError as error:
             return tuple(error.reasons)
         problem = await self._check_portal(volume.portal)
@@ -181,8 +189,8 @@ class IscsiDriver:
     # -- parts -----------------------------------------------------------------------------------
 
     async def _login(self, volume: IscsiVolume) -> None:
-        credential = await chap.find(self._chap_dir, iqn=volume.iqn, portal=volume.portal)
-        if not await _in_thread(lambda: record.files(self._nodes, volume.iqn, volume.portal)):
+        credential = await chap.find(self._chap_dir, iqn=volume.iqn, portal=volume.portal, lane=self._files)
+        if not await self._in(self._files, lambda: record.files(self._nodes, volume.iqn, volume.portal)):
             done = await self._run(argv.new_record(volume), deadline_s=READ_DEADLINE_S)
             if done.rc != 0:
                 raise Failed(f"{volume.name}: no node record could be made: {done.said}")
@@ -208,7 +216,7 @@ class IscsiDriver:
                     record.write(path, new)
             return bool(paths)
 
-        if not await _in_thread(rewrite):
+        if not await self._in(self._files, rewrite):
             raise Failed(f"{volume.name}: iscsiadm made no node record below {self._nodes}")
 
     async def _scan(self, session: Session, volume: IscsiVolume) -> None:
@@ -218,11 +226,11 @@ class IscsiDriver:
             raise Failed(f"{volume.name}: session {session.sid} has no SCSI host in sysfs")
         host = hosts[0].name
         target = self._sys / "class" / "scsi_host" / host / "scan"
-        await _in_thread(lambda: target.write_text(f"0 0 {volume.lun}", encoding="ascii"))
+        await self._in(self._writes, lambda: target.write_text(f"0 0 {volume.lun}", encoding="ascii"))
 
     async def _delete(self, volume: IscsiVolume, session: Session, lun: Lun) -> None:
         target = self._sys / "block" / lun.name / "device" / "delete"
-        await _in_thread(lambda: target.write_text("1", encoding="ascii"))
+        await self._in(self._writes, lambda: target.write_text("1", encoding="ascii"))
         left = decide.session_of(await self._sessions(), volume)
         if left and left.find(volume.lun):
             raise Retryable(f"{volume.name}: {lun.name} is still there after it was removed")
@@ -267,13 +275,24 @@ class IscsiDriver:
                 return None
             return os.path.basename(os.path.realpath(path)) if stat.S_ISBLK(found.st_mode) else None
 
-        return await _in_thread(look)
+        return await self._in(self._reads, look)
 
     def _session_dir(self, session: Session) -> Path:
         return self._sys / "class" / "iscsi_session" / f"session{session.sid}" / "device"
 
     async def _sessions(self) -> tuple[Session, ...]:
-        return await _in_thread(lambda: sysfs.sessions(self._sys))
+        return await self._in(self._reads, lambda: sysfs.sessions(self._sys))
+
+    async def _in(self, lane: Lane, work: Callable[[], _T]) -> _T:
+        """File access with a deadline: sysfs of a dying device can block, and then keeps its thread."""
+        try:
+            return await lane.call(work, deadline_s=self._file_deadline_s)
+        except NoSlot:
+            raise Retryable(f"{SLOTS} earlier calls ({lane.name}) still hang: see dmesg") from None
+        except (TimedOut, TimeoutError):
+            raise Unknown(f"a {lane.name} did not end within {self._file_deadline_s:g} s") from None
+        except OSError as error:
+            raise Failed(f"{error.filename or 'a file'}: {error.strerror}") from error
 
     @asynccontextmanager
     async def _locked(self, iqn: str) -> AsyncIterator[None]:
@@ -287,14 +306,3 @@ class IscsiDriver:
             yield
         finally:
             lock.release()
-
-
-async def _in_thread(work: Callable[[], _T]) -> _T:
-    """File access with a deadline: sysfs of a dying device can block in the kernel."""
-    try:
-        async with asyncio.timeout(READ_DEADLINE_S):
-            return await asyncio.to_thread(work)
-    except TimeoutError:
-        raise Unknown(f"sysfs did not answer within {READ_DEADLINE_S:g} s") from None
-    except OSError as error:
-        raise Failed(f"{error.filename or 'a file'}: {error.strerror}") from error

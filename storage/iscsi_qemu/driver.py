@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from storage import chap, portal
+from storage.calls import Lane
 from storage.driver import InUse
 from storage.errors import Failed, OutcomeError, Refused, Retryable, Unknown
 from storage.iscsi.decide import is_name
@@ -21,6 +22,7 @@ from storage.words import (
     Health,
     IscsiQemuVolume,
     Role,
+    Side,
     Volume,
     VolumeReport,
     WindowOptions,
@@ -32,6 +34,7 @@ B = TypeVar("B")
 ASK_DEADLINE_S = 15.0
 FRESH_S = 30.0  # reports repeat often; each question is a login at the target
 MAX_CACHED = 1024
+FILE_SLOTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class IscsiQemuDriver:
         self._run = run
         self._chap_dir = chap_dir
         self._check_portal = check_portal
+        self._files = Lane("CHAP file", FILE_SLOTS)
         self._answers: dict[IscsiQemuVolume, Answer] = {}
 
     async def volumes(self) -> tuple[IscsiQemuVolume, ...]:
@@ -93,7 +97,12 @@ class IscsiQemuDriver:
         return _report(volume, Role.ATTACHED if attached else Role.DETACHED, answer)
 
     async def prepare(self, volume: Volume, handover: Handover) -> None:
-        """Both sides: the secret is here (made from the credential file if missing), and the LUN answers."""
+        """Both sides: the LUN answers to the credential of this host's file; then the secret is put right.
+
+        On the target libvirt's secret always gets the value that was just proved: libvirt does not say
+        whether a private secret has a value, let alone the right one, and with a wrong one the migration
+        fails. On the source QEMU is logged in already: there a secret is only made if it is missing.
+        """
         assert isinstance(volume, IscsiQemuVolume)
         if not is_name(volume.iqn):
             raise Refused(f"{volume.name}: {volume.iqn!r} is no iSCSI name")
@@ -101,10 +110,13 @@ class IscsiQemuDriver:
         reasons = self._secret_reasons(volume, credential)
         if reasons:
             raise Refused(*reasons)
+        asked = self._identify(volume, inq.environment(credential))
         # Never an old answer: this one is the proof for I9.
-        _, found = await _both(
-            self._ensure_secret(volume, credential), self._identify(volume, inq.environment(credential))
-        )
+        if handover.side is Side.TARGET:
+            found = await asked
+            await self._put_secret(volume, credential)
+        else:
+            _, found = await _both(self._ensure_secret(volume, credential), asked)
         self._remember(volume, Answer(*found, (), _now_s()))
 
     async def open_window(self, volume: Volume, handover: Handover) -> WindowOptions | None:
@@ -133,7 +145,7 @@ class IscsiQemuDriver:
         return await self._secrets.has(uuid=volume.secret_uuid, usage=volume.secret_usage)
 
     async def _credential(self, volume: IscsiQemuVolume) -> chap.Credential | None:
-        return await chap.find(self._chap_dir, iqn=volume.iqn, portal=volume.portal)
+        return await chap.find(self._chap_dir, iqn=volume.iqn, portal=volume.portal, lane=self._files)
 
     def _secret_reasons(self, volume: IscsiQemuVolume, credential: chap.Credential | None) -> tuple[str, ...]:
         if not _wants_secret(volume):
@@ -152,7 +164,11 @@ class IscsiQemuDriver:
         return ()
 
     async def _ensure_secret(self, volume: IscsiQemuVolume, credential: chap.Credential | None) -> None:
-        if not _wants_secret(volume) or await self._has_secret(volume):
+        if _wants_secret(volume) and not await self._has_secret(volume):
+            await self._put_secret(volume, credential)
+
+    async def _put_secret(self, volume: IscsiQemuVolume, credential: chap.Credential | None) -> None:
+        if not _wants_secret(volume):
             return
         assert credential is not None, "a missing one is a reason not to prepare"
         await self._secrets.define(

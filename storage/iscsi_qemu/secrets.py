@@ -9,9 +9,12 @@ class SecretStore(Protocol):
     """Secrets of type iscsi on this host. Implementations log neither values nor such XML (I17)."""
 
     async def has(self, *, uuid: str | None, usage: str | None) -> bool:
-        """Is there a secret with this UUID, or else this usage (iscsi target name), and has it a value?"""
+        """Is there a secret with this UUID, or else this usage (iscsi target name)?
+
+        False for one that is known to have no value. Of a private one libvirt tells nothing: that is True.
+        """
         ...
 
     async def define(self, *, uuid: str | None, usage: str | None, value: bytes) -> None:
-        """Define it private and persistent and set its value; raises storage.errors."""
+        """Define it private and persistent if it is missing, and set its value; raises storage.errors."""
         ...

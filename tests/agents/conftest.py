@@ -73,6 +73,7 @@ def start(certificates: Certificates, tmp_path: Path) -> StartWorld:
         driver: FakeDriver | None = None,
         *,
         limits: Limits | None = None,
+        storage_s: float = 0.2,
         metrics_listen: Listen | None = None,
     ) -> AsyncIterator[World]:
         hypervisor, driver = hypervisor or FakeHypervisor(), driver or FakeDriver()
@@ -88,7 +89,7 @@ def start(certificates: Certificates, tmp_path: Path) -> StartWorld:
             state_dir=tmp_path / "state",
             heartbeat_s=0.1,
             inventory_s=0.2,
-            storage_s=0.2,
+            storage_s=storage_s,
             limits=limits or Limits(),
         )
         parts = Parts(

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from agents.discovery import Needs
-from agents.hypervisor.calls import Lane, NoSlot, TimedOut
 from agents.hypervisor.words import (
     Changes,
     DomainFacts,
@@ -20,6 +19,7 @@ from agents.hypervisor.words import (
     MigrateRequest,
 )
 from agents.protocol import DomainState, MigrationProgress
+from storage.calls import Lane, NoSlot, TimedOut
 from storage.errors import Refused, Retryable, Unknown
 from storage.words import (
     Handover,

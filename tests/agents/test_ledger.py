@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from agents.ledger import DifferentCommandError, Ledger, LedgerError, StaleEpochError
+from agents.ledger import NEVER_BEGUN, DifferentCommandError, Ledger, LedgerError, StaleEpochError
 from agents.protocol import Attempt, AttemptReport, Outcome, SweepTarget
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -163,3 +165,48 @@ async def _check(path: Path, said: list[list[str]]) -> None:
     with pytest.raises(StaleEpochError):
         await ledger.obey(began[-1] - 1)
     await ledger.close()
+
+
+async def test_i20_a_disk_that_hangs_holds_nobody_up_and_begins_nothing(tmp_path: Path) -> None:
+    """A record that gets through after its deadline is ended before anybody can take it for a running one."""
+    ledger = await Ledger.open(tmp_path / "l", deadline_s=0.3)
+    disk = sqlite3.connect(tmp_path / "l", isolation_level=None)
+    disk.execute("begin immediate")  # every write waits from here on
+    async with asyncio.timeout(3):
+        with pytest.raises(LedgerError, match="no answer in"):
+            await ledger.admit(attempt(1))
+        with pytest.raises(LedgerError, match="earlier call still hangs"):
+            await ledger.obey(5)
+    disk.execute("rollback")
+    for _ in range(100):
+        with contextlib.suppress(LedgerError):
+            found = await ledger.find("op", "s", 1)
+            break
+        await asyncio.sleep(0.1)
+    assert found is not None
+    assert (found.outcome, found.reasons) == (Outcome.RETRYABLE, (NEVER_BEGUN,))
+    assert await ledger.running() == []
+    assert not (await ledger.admit(attempt(1))).fresh
+    assert (await ledger.admit(attempt(2))).fresh
+    disk.close()
+    await ledger.close()
+
+
+async def test_i20_a_call_that_waited_behind_a_hung_one_never_happens(tmp_path: Path) -> None:
+    ledger = await Ledger.open(tmp_path / "l", deadline_s=0.3)
+    disk = threading.Event()
+    ledger._thread.submit(disk.wait)
+    with pytest.raises(LedgerError, match="no answer in"):
+        await ledger.obey(7)
+    disk.set()
+    await ledger.obey(3)  # 7 was never heard
+    await ledger.close()
+
+
+async def test_i20_closing_does_not_wait_for_a_call_that_hangs(tmp_path: Path) -> None:
+    ledger = await Ledger.open(tmp_path / "l", deadline_s=0.2)
+    disk = threading.Event()
+    ledger._thread.submit(disk.wait)
+    async with asyncio.timeout(2):
+        await ledger.close()
+    disk.set()

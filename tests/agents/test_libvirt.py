@@ -14,12 +14,12 @@ import pytest
 
 from agents import cpu_question
 from agents.hypervisor import libvirt_migrate, states, verdicts
-from agents.hypervisor.calls import Lane, NoSlot, TimedOut
 from agents.hypervisor.libvirt_hypervisor import LibvirtHypervisor
 from agents.hypervisor.libvirt_link import Link
 from agents.hypervisor.libvirt_secrets import secret_xml
 from agents.hypervisor.words import MigrateRequest
 from agents.protocol import DomainState
+from storage.calls import Lane, NoSlot, TimedOut
 from storage.errors import Refused, Retryable, Unknown
 
 URI = "test:///default"

@@ -29,8 +29,13 @@ from tests.agents.fakes import FakeHypervisor, running
 R0 = DrbdVolume(resource="r0", volume_nr=0, minor=0, nodes=("h1", "h2"))
 
 
+OPERATION = "op-000001@3f9a1c20"  # as the daemon names it
+
+
 def sweep(step: str = "s1", *, attempt: int = 1, epoch: int = 1, uuid: str = "u") -> Attempt:
-    return Attempt(operation="op1", step=step, attempt=attempt, epoch=epoch, command=SweepTarget(uuid=uuid))
+    return Attempt(
+        operation=OPERATION, step=step, attempt=attempt, epoch=epoch, command=SweepTarget(uuid=uuid)
+    )
 
 
 async def raw(
@@ -189,9 +194,9 @@ async def test_unknown_paths_and_methods_are_problems_too(
 async def test_an_attempt_never_seen_is_not_seen(start: StartWorld) -> None:
     async with start() as world:
         with pytest.raises(AttemptNotSeen):
-            await world.client.wait("op1", "s1", 1, 0.0)
+            await world.client.wait(OPERATION, "s1", 1, 0.0)
         with pytest.raises(AttemptNotSeen):
-            await world.client.abort("op1", "s1", 1, epoch=1)
+            await world.client.abort(OPERATION, "s1", 1, epoch=1)
 
 
 async def test_an_attempt_runs_and_answers_the_same_for_ever(start: StartWorld) -> None:
@@ -199,7 +204,7 @@ async def test_an_attempt_runs_and_answers_the_same_for_ever(start: StartWorld) 
         world.hypervisor.set_state("u", DomainState.SHUTOFF, "failed")
         first = await world.client.submit(sweep())
         assert first.outcome in (Outcome.RUNNING, Outcome.DONE)
-        ended = await world.client.wait("op1", "s1", 1, 5.0)
+        ended = await world.client.wait(OPERATION, "s1", 1, 5.0)
         assert ended.outcome is Outcome.DONE
         assert await world.client.submit(sweep()) == ended
         assert world.hypervisor.calls == ["undefine u"]
@@ -244,26 +249,27 @@ async def test_a_lost_reply_is_never_taken_for_not_begun(certificates: Certifica
 async def test_names_with_slashes_travel(start: StartWorld) -> None:
     async with start() as world:
         await world.client.submit(sweep("h1/prepare ü?"))
-        assert (await world.client.wait("op1", "h1/prepare ü?", 1, 5.0)).outcome is Outcome.DONE
+        assert (await world.client.wait(OPERATION, "h1/prepare ü?", 1, 5.0)).outcome is Outcome.DONE
 
 
 async def test_i4_a_stale_epoch_is_refused_for_commands_and_aborts(start: StartWorld) -> None:
     async with start() as world:
         await world.client.submit(sweep("a", epoch=7))
-        with pytest.raises(StaleEpoch):
+        with pytest.raises(StaleEpoch) as stale:
             await world.client.submit(sweep("b", epoch=6))
+        assert stale.value.highest == 7  # the daemon's remedy names it
         with pytest.raises(StaleEpoch):
-            await world.client.abort("op1", "a", 1, epoch=6)
+            await world.client.abort(OPERATION, "a", 1, epoch=6)
         with pytest.raises(StaleEpoch):
             await world.client.submit(sweep("a", epoch=6))
         with pytest.raises(AttemptNotSeen):
-            await world.client.wait("op1", "b", 1, 0.0)
+            await world.client.wait(OPERATION, "b", 1, 0.0)
 
 
 async def test_i4_a_stale_epoch_is_refused_after_a_restart(start: StartWorld) -> None:
     async with start() as world:
         await world.client.submit(sweep("a", epoch=7))
-        await world.client.wait("op1", "a", 1, 5.0)
+        await world.client.wait(OPERATION, "a", 1, 5.0)
     async with start() as world:
         assert (await world.client.report()).epoch == 7
         with pytest.raises(StaleEpoch):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from agents.attempts.runner import touched_kinds
 from agents.protocol import Attempt, Command, MigrateDomain, OpenWindow, Outcome, ShutdownDomain
 from agents.volume_inventory import VolumeInventory
 from agents.volumes import VolumeLooks
-from storage.words import DrbdVolume, Handover, IscsiVolume, Side, Volume
+from storage.words import DrbdVolume, Handover, Health, IscsiVolume, Side, Volume
 from tests.agents.conftest import StartWorld
 from tests.agents.fakes import FakeDriver, FakeHypervisor, running
 
@@ -71,3 +72,41 @@ async def test_what_is_said_of_guests_does_not_wait_for_storage_tools(start: Sta
         del hypervisor.domains["u1"]
         async with asyncio.timeout(1.0):
             assert not (await world.client.report()).domains
+
+
+async def test_a_volume_that_was_not_looked_at_for_long_is_unknown() -> None:
+    """I19: its kind hangs, or its loop; the last good report must not be told for ever."""
+    known = VolumeInventory(VolumeLooks({"drbd": FakeDriver(held=(R0,))}, deadline_s=1.0), every_s=0.1)
+    await known.look(())
+    assert known.reports[0].health is Health.OK
+    (seen,) = known._seen.values()
+    known._seen = {R0.name: replace(seen, began_s=seen.began_s - 31)}
+    assert known.reports[0].health is Health.UNKNOWN
+    assert known.reports[0].dual_primary_allowed
+
+
+async def test_i12_a_demanded_look_begins_after_the_question(start: StartWorld) -> None:
+    driver = FakeDriver(held=(R0,))
+    async with start(driver=driver, storage_s=60.0) as world:
+        assert not (await world.client.report()).volumes[0].dual_primary_allowed
+        driver.open_windows.add(R0.name)  # by hand: no command of ours tells of it
+        assert not (await world.client.report()).volumes[0].dual_primary_allowed
+        assert (await world.client.report(storage=True)).volumes[0].dual_primary_allowed
+
+
+async def test_i12_a_demanded_look_that_hangs_is_told_and_knows_nothing() -> None:
+    driver = FakeDriver(held=(R0,))
+    known = VolumeInventory(VolumeLooks({"drbd": driver}, deadline_s=60.0), every_s=60.0)
+    await known.look(())
+    asked_s = asyncio.get_running_loop().time()
+    driver.block = asyncio.Event()
+    known.demand()
+    looking = asyncio.create_task(known.look(()))
+    await asyncio.sleep(0.05)
+    assert known.whole_s < asked_s
+    assert known.reports[0].health is Health.OK  # seconds old, for who does not mind
+    assert known.since(asked_s)[0].health is Health.UNKNOWN
+    driver.block.set()
+    await looking
+    assert known.whole_s >= asked_s
+    assert known.since(asked_s)[0].health is Health.OK

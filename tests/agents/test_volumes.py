@@ -6,8 +6,8 @@ import asyncio
 
 import structlog
 
-from agents.volumes import LATE_MAX, PARALLEL, VolumeLooks
-from storage.words import DrbdVolume, Health, Volume, VolumeReport
+from agents.volumes import LATE_MAX, PARALLEL, VolumeLooks, unknown
+from storage.words import DrbdVolume, Health, IscsiVolume, Volume, VolumeReport
 from tests.agents.conftest import StartWorld
 from tests.agents.fakes import FakeDriver, FakeHypervisor, running
 
@@ -138,3 +138,13 @@ async def test_a_look_past_its_deadline_is_answered_for_at_once() -> None:
     driver.answer.set()
     await asyncio.sleep(0.05)
     assert (await looks.inspect([volume]))[0].health is Health.OK
+
+
+def test_i6_i19_what_is_not_known_of_a_replica_counts_against_it() -> None:
+    """A verification that could not look must not take the window for closed."""
+    (volume,) = volumes(0, 1)
+    report = unknown(volume, "no answer")
+    assert report.dual_primary_allowed
+    assert report.sole_current_copy
+    lun = IscsiVolume(portal="10.0.0.5:3260", iqn="iqn.2026-11.org.lab:t1", lun=0, device="/dev/disk/by-id/x")
+    assert not unknown(lun, "no answer").dual_primary_allowed

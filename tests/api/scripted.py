@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 
 from agents.protocol import DomainState, MigrationProgress
 from migrd.control import DrainRequest, MigrateRequest, NotFound, Readiness, UndrainRequest
+from migrd.host_config import HostConfig
 from migrd.model import Blocker, Cluster, Guest, Host, HostState, Move, Plan
 from migrd.operations import ClusterEvent, Operation, OperationKind, OperationState, StepView
 from storage.errors import Refused
@@ -155,6 +156,12 @@ class ScriptedControl:
 
     async def power_status(self, host: str) -> str:
         return self._ask("on", "power_status", host)
+
+    async def add_host(self, name: str, host: HostConfig) -> Operation:
+        return self._ask(self._first(OperationKind.HOST), "add_host", name, host)
+
+    async def remove_host(self, name: str) -> Operation:
+        return self._ask(self._first(OperationKind.HOST), "remove_host", name)
 
     def operations(self, *, limit: int = 200) -> tuple[Operation, ...]:
         return tuple(sorted(self.by_id.values(), key=lambda op: op.id, reverse=True))[:limit]

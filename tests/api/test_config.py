@@ -18,6 +18,7 @@ from agents.toml_config import ConfigError
 from migrd.api.listen import parse_listen
 from migrd.config import MovesConfig, load_daemon
 from migrd.planner import Policy
+from migrd.retention import Keep
 from migrd.watch import WatchPolicy
 
 MAKE_CERTS = Path(__file__).parents[2] / "deploy" / "pki" / "make-certs"
@@ -218,6 +219,9 @@ def test_leaving_out_what_is_wrong_causes_no_mistakes_of_its_own(etc: Path) -> N
         ("https://[fd00::12]:7443", "https://10.0.0.11:7443", "the agent of h1 already"),
         ("https://[fd00::12]:7443", "https://h2", "with a port"),
         ("https://[fd00::12]:7443", "https://h2:99999", "Port out of range"),
+        ("https://[fd00::12]:7443", "https://h2:0", "with a port"),
+        ("https://[fd00::12]:7443", "https://h2:1#x", "https://ADDRESS:PORT"),
+        ("https://[fd00::12]:7443", "https://h 2:1", "name or an IP address"),
         ('options = { cipher = "3" }', 'options = { colour = "3" }', "no option colour"),
         ('user = "admin"', 'user = "admin"\nagent = "fence_ipmilan"', "command line"),
         ("unreachable_after_s = 8", "unreachable_after_s = 1", "unreachable_after_s"),
@@ -291,6 +295,7 @@ def test_the_daemon_exits_2_before_any_port_is_opened(etc: Path, check: list[str
         capture_output=True,
         text=True,
         timeout=60,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},  # the code beside these tests
     )
     assert ended.returncode == 2
     assert f"{etc}/migrd.toml: polic: unknown key" in ended.stderr
@@ -306,6 +311,7 @@ def test_check_of_a_good_file_is_0_and_starts_nothing(etc: Path) -> None:
         capture_output=True,
         text=True,
         timeout=60,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},  # the code beside these tests
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "2 hosts" in ended.stdout
@@ -330,7 +336,8 @@ def test_the_document_has_every_key_with_its_default() -> None:
     for keys, defaults in re.findall(r"^\| (`\w+\..*?) \| (.*?) \|", text, re.MULTILINE):
         documented |= dict(zip(re.findall(r"`([\w.]+)`", keys), defaults.split(", "), strict=True))
     wanted: dict[str, object] = {}
-    for prefix, cls in (("policy.", Policy), ("moves.", MovesConfig), ("watch.", WatchPolicy)):
+    sections = {"policy.": Policy, "moves.": MovesConfig, "watch.": WatchPolicy, "state.keep.": Keep}
+    for prefix, cls in sections.items():
         wanted |= dict(_keys(cls, prefix))
     shown = {key: "no limit" if value is None else str(value) for key, value in wanted.items()}
     assert documented == shown

@@ -48,6 +48,7 @@ class Daemon:
     def start(self) -> subprocess.Popen[str]:
         environment = {
             "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(MAKE_CERTS.parents[2]),  # the code beside this test, whatever is installed
             "NOTIFY_SOCKET": str(self.folder / "notify"),
             "WATCHDOG_USEC": "2000000",
         }
@@ -61,12 +62,15 @@ class Daemon:
             pass
 
     async def get(self, path: str) -> tuple[int, str]:
+        return await self.call("GET", path)
+
+    async def call(self, method: str, path: str, body: object = None) -> tuple[int, str]:
         token = (self.folder / "pki" / "token").read_text().strip()
         headers = {"Authorization": f"Bearer {token}"}
         connector = aiohttp.UnixConnector(str(self.socket))
         async with (
             aiohttp.ClientSession(connector=connector, headers=headers) as http,
-            http.get("http://migrd" + path) as answer,
+            http.request(method, "http://migrd" + path, json=body) as answer,
         ):
             return answer.status, await answer.text()
 
@@ -123,6 +127,46 @@ async def test_killed_and_started_again(daemon: Daemon) -> None:
     daemon.start()
     await asyncio.to_thread(daemon.hear, "READY=1")
     assert (await daemon.get("/readyz"))[0] == 200
+
+
+async def test_hosts_come_and_go_without_a_restart_and_survive_one(daemon: Daemon) -> None:
+    async def hosts() -> dict[str, bool]:
+        status, text = await daemon.get("/v1/hosts")
+        assert status == 200
+        return {host["name"]: host["has_bmc"] for host in json.loads(text)["hosts"]}
+
+    process = daemon.start()
+    await asyncio.to_thread(daemon.hear, "READY=1")
+    secret = daemon.folder / "bmc"
+    secret.write_text("hunter2\n")
+    secret.chmod(0o644)
+    bmc = {"address": "127.0.0.1", "port": 9, "user": "u", "password_file": str(secret), "deadline_s": 1}
+    body = {"name": "h3", "agent": "https://127.0.0.1:3", "bmc": bmc}
+    status, text = await daemon.call("POST", "/v1/hosts", {**body, "agent": "https://127.0.0.1:1"})
+    assert status == 409
+    assert "agent of h1" in text
+    assert "chmod 0600" in text
+    secret.chmod(0o600)
+    assert (await daemon.call("POST", "/v1/hosts", body))[0] == 202
+    assert await hosts() == {"h1": False, "h2": False, "h3": True}
+    assert (await daemon.call("POST", "/v1/hosts", body))[0] == 409
+    process.kill()
+    process.wait(DEADLINE_S)
+    process = daemon.start()
+    await asyncio.to_thread(daemon.hear, "READY=1")
+    assert await hosts() == {"h1": False, "h2": False, "h3": True}
+    status, text = await daemon.call("DELETE", "/v1/hosts/h1")
+    assert (status, "remove [hosts.h1] there" in text) == (409, True)
+    assert (await daemon.call("DELETE", "/v1/hosts/h3"))[0] == 202
+    assert await hosts() == {"h1": False, "h2": False}
+    assert (await daemon.call("DELETE", "/v1/hosts/h3"))[0] == 404
+    process.send_signal(signal.SIGTERM)
+    _, log = await asyncio.to_thread(process.communicate, None, DEADLINE_S)
+    assert process.returncode == 0
+    assert "Traceback" not in log
+    daemon.start()
+    await asyncio.to_thread(daemon.hear, "READY=1")
+    assert await hosts() == {"h1": False, "h2": False}
 
 
 async def test_a_background_loop_that_dies_ends_everything() -> None:

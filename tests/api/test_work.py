@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from migrd.control import DrainRequest, MigrateRequest, UndrainRequest
+from migrd.host_config import Bmc, HostConfig
 from migrd.operations import Operation, OperationKind, OperationState
+from migrd.ports import JournalReadOnly
 from storage.errors import Failed, Retryable, Unknown
 from tests.api.conftest import Surface
 from tests.api.scripted import BLOCKED, DB, IDLE, REFUSED, TWIN_A, TWIN_B, WEB, drain, move
@@ -83,6 +87,7 @@ async def test_a_refusal_carries_every_reason(surface: Surface) -> None:
     ("error", "status", "kind"),
     [
         (Retryable("h2: timeout"), 503, "unavailable"),
+        (JournalReadOnly("the journal cannot be written: disk is full"), 503, "journal-read-only"),
         (Failed("it broke"), 500, "failed"),
         (Unknown("reply lost"), 500, "failed"),
     ],
@@ -136,3 +141,41 @@ async def test_a_plan_names_who_stays(surface: Surface) -> None:
     plan = await surface.post("/v1/hosts/h1/drain", {"dry_run": True}, 200)
     assert plan["stays"] == [IDLE]
     assert plan["names"] == {IDLE: "idle"}
+
+
+async def test_a_host_is_added_and_removed(surface: Surface) -> None:
+    surface.control.add(
+        Operation(id="op-1", kind=OperationKind.HOST, state=OperationState.DONE, subject="h4")
+    )
+    bmc = {"address": "b4", "user": "admin", "password_file": "/etc/migrd/b4", "options": {"cipher": "3"}}
+    body = {"name": "h4", "agent": "https://h4:7443/", "bmc": bmc}
+    assert (await surface.post("/v1/hosts", body))["kind"] == "host"
+    assert (await surface.call("DELETE", "/v1/hosts/h4", 202))["id"] == "op-1"
+    wanted = HostConfig(
+        agent="https://h4:7443",
+        bmc=Bmc(address="b4", user="admin", password_file=Path("/etc/migrd/b4"), options={"cipher": "3"}),
+    )
+    assert surface.control.asked == [("add_host", "h4", wanted), ("remove_host", "h4")]
+
+
+async def test_a_host_is_checked_as_in_the_file_every_mistake_at_once(surface: Surface) -> None:
+    bmc = {"address": "-x", "password_file": "/x", "port": 0, "options": {"colour": "3"}, "deadline_s": -1}
+    problem = await surface.post("/v1/hosts", {"name": "h 4", "agent": "http://h4", "bmc": bmc, "x": 1}, 422)
+    paths = [reason.split(": ")[0] for reason in problem["reasons"]]  # type: ignore[attr-defined]
+    assert sorted(paths) == [
+        "agent",
+        "bmc.address",
+        "bmc.deadline_s",
+        "bmc.options.colour",
+        "bmc.port",
+        "bmc.user",
+        "name",
+        "x",
+    ]
+    assert "force: unknown key" in str(
+        await surface.call("DELETE", "/v1/hosts/h4", 422, json={"force": True})
+    )
+    secret = {"password_file": "/x", "address": "b", "user": "u", "options": {"passwd": "hunter2"}}
+    problem = await surface.post("/v1/hosts", {"name": "h4", "agent": "https://h:1", "bmc": secret}, 422)
+    assert "hunter2" not in str(problem)  # I17
+    assert surface.control.asked == []

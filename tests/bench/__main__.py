@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from tests.bench import migrate, plan
+from tests.bench import journal, migrate, plan, scale
 from tests.bench.measures import Tally, asked_strict
 
 
 def main() -> int:
     strict = asked_strict()
     tally = Tally()
-    plan.run(tally)
-    migrate.run(tally)
+    for part in (plan, journal, scale, migrate):
+        part.run(tally)
     return tally.exit_code(strict=strict)
 
 

@@ -155,10 +155,14 @@ async def cli(tmp_path: Path) -> AsyncIterator[Cli]:
     )
     token = tmp_path / "token"
     token.write_text(TOKEN + "\n")
-    path = os.environ.get("PATH", "")
-    made = Cli(
-        control, api, {"PATH": path, "MIGRD_TOKEN_FILE": str(token), "TZ": "UTC", "HOME": str(tmp_path)}
-    )
+    environment = {
+        "PATH": os.environ.get("PATH", ""),
+        "PYTHONPATH": str(Path(__file__).parents[2]),  # the code beside these tests, not what is installed
+        "MIGRD_TOKEN_FILE": str(token),
+        "TZ": "UTC",
+        "HOME": str(tmp_path),
+    }
+    made = Cli(control, api, environment)
     await made.up()
     try:
         yield made

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
+from migrd.api import problems
+from migrd.cli.client import READ_ONLY
 from migrd.control import DrainRequest, MigrateRequest, NotFound
+from migrd.host_config import Bmc, HostConfig
 from migrd.operations import Operation, OperationKind, OperationState
+from migrd.ports import JournalReadOnly
 from storage.errors import Refused
 from tests.api.scripted import BLOCKED, DB, IDLE, REFUSED, TWIN_A, WEB, drain, move, progress
 from tests.cli.conftest import DEADLINE_S, Cli, end
@@ -118,6 +123,20 @@ async def test_a_dry_run_shows_every_move_and_every_blocker(cli: Cli) -> None:
     assert len(document.document["blockers"]) == 2
 
 
+async def test_a_full_disk_exits_3_and_says_what_to_do(cli: Cli) -> None:
+    """Nothing was begun, so it is a refusal; the daemon takes up work again by itself."""
+    assert READ_ONLY == problems.READ_ONLY
+    cli.control.add(drain("op-1", OperationState.PENDING))
+    cli.control.refusal = JournalReadOnly("the journal cannot be written: database or disk is full")
+    text, document = await cli.run_each(["drain h1", "drain h1 -o json"])
+    assert (text.code, document.code) == (3, 3)
+    assert "nothing new is begun" in text.err
+    assert "disk is full" in text.err
+    assert "free space" in text.err
+    assert document.document["type"] == "journal-read-only"
+    assert document.document["status"] == 503
+
+
 async def test_a_refusal_prints_every_reason_and_exits_3(cli: Cli) -> None:
     cli.control.add(drain("op-1", RUNNING))
     cli.control.refusal = REFUSED
@@ -190,3 +209,41 @@ async def test_power(cli: Cli) -> None:
     off, wrong = await cli.run_each(["host power h1 off", "host power h1 cycle"])
     assert (off.code, wrong.code) == (3, 2)
     assert "web runs on h1" in off.err
+
+
+async def test_hosts_are_added_and_removed(cli: Cli) -> None:
+    cli.control.add(Operation(id="op-1", kind=OperationKind.HOST, state=DONE, subject="h4"))
+    words = (
+        "host add h4 --url https://h4:7443 --bmc-address b4 --bmc-username admin --bmc-password-file /etc/b4"
+    )
+    words += " --bmc-option cipher=3 --bmc-option privilege=OPERATOR --bmc-deadline-s 5 --bmc-port 624"
+    added, removed, plain = await cli.run_each(
+        [words, "host remove h4 -o json", "host add h5 --url https://h5:1"]
+    )
+    assert (added.code, plain.code) == (0, 0), added.err
+    assert "h4 is added and followed (op-1)" in added.out
+    assert (removed.code, removed.document["kind"]) == (0, "host")
+    options = {"cipher": "3", "privilege": "OPERATOR"}
+    bmc = Bmc(
+        address="b4", user="admin", password_file=Path("/etc/b4"), options=options, deadline_s=5.0, port=624
+    )
+    asked = dict.fromkeys(["h4", "h5"], HostConfig(agent="https://h5:1"))
+    asked["h4"] = HostConfig(agent="https://h4:7443", bmc=bmc)
+    wanted = [("add_host", name, host) for name, host in asked.items()] + [("remove_host", "h4")]
+    assert sorted(cli.control.asked, key=str) == sorted(wanted, key=str)
+
+
+async def test_a_host_that_makes_no_sense_is_usage_and_one_that_may_not_go_is_refused(cli: Cli) -> None:
+    wrong = ["host add h4", "host add h4 --url http://h4", "host add h4 --url https://h4:1 --bmc-address b4"]
+    wrong += ["host add h4 --url https://h4:1 --bmc-option cipher", "host remove h4 --force"]
+    ended = await cli.run_each(f"{command} -o json" for command in wrong)
+    assert [each.code for each in ended] == [2] * 5
+    assert ended[1].document["reasons"] == ["agent: must be https://ADDRESS:PORT"]
+    assert "bmc.user: required, but missing" in ended[2].document["reasons"]
+    assert "KEY=VALUE" in ended[3].document["detail"]
+    cli.control.add(Operation(id="op-1", kind=OperationKind.HOST, state=DONE, subject="h4"))
+    cli.control.refusal = REFUSED
+    refused = await cli.run("host", "remove", "h4")
+    assert refused.code == 3
+    for reason in REFUSED.reasons:
+        assert reason in refused.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from agents.client import AttemptNotSeen, StaleEpoch
 from agents.protocol import (
@@ -28,7 +29,7 @@ from agents.protocol import (
     SweepTarget,
 )
 from storage.errors import Retryable, Unknown
-from storage.words import IscsiQemuVolume, IscsiVolume, Role, Side, WindowOptions
+from storage.words import IscsiQemuVolume, IscsiVolume, Role, Side, VolumeReport, WindowOptions
 from tests.core.fake_world import RUNS, World
 
 Key = tuple[str, str, int]
@@ -49,6 +50,7 @@ class FakeAgent:
         self.lose_reply: dict[str, int] = {}  # step -> how many replies get lost, though it is done
         self.before: dict[str, Callable[[], None]] = {}  # step -> what happens just before it is done
         self.seen: list[Attempt] = []
+        self.seen_volumes: tuple[VolumeReport, ...] | None = None  # by the last look, if it is an older one
 
     # -- RPC --------------------------------------------------------------------------------------
 
@@ -56,10 +58,13 @@ class FakeAgent:
         if not self.world.machines[self.host].agent:
             raise Retryable(f"{self.host}: connection refused")
 
-    async def report(self) -> HostReport:
+    async def report(self, *, storage: bool = False) -> HostReport:
         await asyncio.sleep(0.001)
         self._reach()
-        return self.world.report(self.host)
+        report = self.world.report(self.host)
+        if storage or self.seen_volumes is None:
+            return report
+        return replace(report, volumes=self.seen_volumes)
 
     async def preflight(self, question: Preflight) -> PreflightReport:
         await asyncio.sleep(0.001)
@@ -91,13 +96,14 @@ class FakeAgent:
         await asyncio.sleep(0.001)
         self._reach()
         if attempt.epoch < self.epoch:
-            raise StaleEpoch(f"{self.host} obeys epoch {self.epoch}, this is {attempt.epoch}")
+            stale = f"{self.host} obeys epoch {self.epoch}, this is {attempt.epoch}"
+            raise StaleEpoch(stale, highest=self.epoch)
         self.epoch = attempt.epoch
         key = (attempt.operation, attempt.step, attempt.attempt)
         if key not in self.ledger:
             uuid = _uuid_of(attempt)
             for other, task in self.tasks.items():
-                if not task.done() and other[0] == attempt.operation:
+                if not task.done() and _name(other[0]) == _name(attempt.operation):
                     raise Retryable(f"{self.host}: {other[1]}/{other[2]} still runs on {uuid}")
             self.seen.append(attempt)
             self.ledger[key] = AttemptReport(
@@ -272,3 +278,8 @@ def _uuid_of(attempt: Attempt) -> str:
     if isinstance(command, MigrateDomain | SweepTarget | ShutdownDomain):
         return command.uuid
     return command.handover.domain_uuid
+
+
+def _name(operation: str) -> str:
+    """Without the life: an agent runs one attempt per guest, whoever issued it."""
+    return operation.partition("@")[0]

@@ -79,6 +79,7 @@ class World:
         self.lie = ""  # an error that libvirt reports for migrations that have succeeded
         self.bmc_dead: set[str] = set()
         self.no_bmc: set[str] = set()
+        self.epochs: dict[str, int] = {}  # host -> what its reports say that its agent obeys
         self.off_commands: list[str] = []
 
     # -- building ---------------------------------------------------------------------------------
@@ -164,7 +165,7 @@ class World:
             host=host,
             node=machine.node,
             boot_id=f"{host}-{machine.boot}",
-            epoch=0,
+            epoch=self.epochs.get(host, 0),
             agent_version="fake",
             versions={},
             libvirt_ok=machine.libvirt_ok,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from types import TracebackType
 
 from agents.protocol import HostReport
-from migrd import saga
+from migrd import condensed, saga
 from migrd.controller import Controller
 from migrd.engine import Settings
 from migrd.hosts import guest_of, host_of, host_state
@@ -15,8 +15,9 @@ from migrd.model import Cluster, HostState
 from migrd.operations import Operation
 from migrd.planner import Policy
 from migrd.planning import BoundPlanner
-from migrd.ports import JournalReadOnly, Row
+from migrd.ports import JournalReadOnly, MembersPort, NoMembers, Observer, Row
 from migrd.preflight import Interviewer
+from migrd.projection import Record
 from migrd.sagas.events import EVENT, DrainRequested, Event
 from migrd.sagas.migrate_state import MigrateState
 from storage.errors import Retryable
@@ -31,16 +32,26 @@ class MemoryJournal:
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, str, float]] = []
+        self.kept: dict[str, str] = {}  # ended operations, condensed
+        self.dropped: set[str] = set()
+        self.lives: list[tuple[int, str]] = []  # (rows before it, name), one per start
         self.epoch = 0
         self.read_only = ""
         self.kill_after: int | None = None
         self.kill_before: int | None = None
         self.dead = asyncio.Event()
 
-    async def load(self) -> Sequence[Row]:
+    def life(self, seq: int) -> str:
+        return [name for before, name in self.lives if before < seq][-1]
+
+    async def ended(self) -> Sequence[Record]:
+        return [condensed.read(body) for body in self.kept.values()]
+
+    async def load(self, skip: Container[str] = ()) -> Sequence[Row]:
         return [
             Row(seq=seq, operation=operation, event=EVENT.validate_json(payload), at_s=at_s)
             for seq, (operation, payload, at_s) in enumerate(self.rows, start=1)
+            if operation not in skip and operation not in self.dropped
         ]
 
     async def append(self, operation: str, event: Event, at_s: float) -> Row:
@@ -58,6 +69,17 @@ class MemoryJournal:
     async def _die(self) -> None:
         self.dead.set()
         await asyncio.Event().wait()
+
+    async def condense(self, records: Sequence[Record]) -> None:
+        if self.read_only:
+            raise JournalReadOnly(self.read_only)
+        self.kept |= {record.id: condensed.dump(record) for record in records}
+
+    async def drop(self, operations: Sequence[str]) -> None:
+        if self.read_only:
+            raise JournalReadOnly(self.read_only)
+        self.dropped |= set(operations)
+        self.kept = {name: body for name, body in self.kept.items() if name not in operations}
 
     async def probe(self) -> None:
         return
@@ -85,8 +107,8 @@ class FakeView:
                 guests += [guest_of(domain, name) for domain in report.domains]
         return Cluster(hosts=hosts, guests=tuple(guests))
 
-    async def reread(self, host: str) -> HostReport:
-        return await self.agents[host].report()
+    async def reread(self, host: str, *, storage: bool = False) -> HostReport:
+        return await self.agents[host].report(storage=storage)
 
 
 class FakePower:
@@ -129,6 +151,8 @@ class Cluster3:
         self.agents = {name: FakeAgent(self.world, name) for name in self.world.machines}
         self.journal = MemoryJournal()
         self.settings = settings
+        self.observer: Observer | None = None
+        self.members: MembersPort = NoMembers()
         self.controller: Controller = None  # type: ignore[assignment]  # before the first start
         self._task: asyncio.Task[None] | None = None
         self._folded = 0  # journal rows that are in `_states`
@@ -152,6 +176,7 @@ class Cluster3:
 
     async def start(self) -> None:
         self.journal.epoch += 1
+        self.journal.lives.append((len(self.journal.rows), f"life{self.journal.epoch}"))
         self.journal.kill_after = self.journal.kill_before = None
         self.journal.dead.clear()
         view = FakeView(self.world, self.agents)
@@ -166,6 +191,8 @@ class Cluster3:
             power=FakePower(self.world),
             settings=self.settings,
             clock=LoopClock(),
+            observer=self.observer,
+            members=self.members,
         )
         view.administrative = self.controller.administrative
         await self.controller.recover()
@@ -215,8 +242,15 @@ class Cluster3:
         """The story's end: no invariant was broken, nothing is left behind, the journal tells the same."""
         self._catch_up()
         for operation, state in self._states.items():
+            if operation in self.journal.dropped:
+                assert operation not in self.controller._engine.records
+                continue
             live = self.controller._engine.records[operation].state
             assert saga.only_waits(state, live), f"{operation}: journal {state}, memory {live}"
+        for record in self.controller._engine.records.values():
+            if saga.ended(record.state):  # what the next start reads instead of the rows
+                again = condensed.read(condensed.dump(record))
+                assert again.state == record.state, f"{record.id}: {again.state}"
         assert not self.world.violations, "\n".join([*self.world.violations, *self.world.trace[-30:]])
         assert self.world.leftovers() == []
 

@@ -9,8 +9,10 @@ import pytest
 from agents.protocol import DomainState, Outcome
 from migrd.control import DrainRequest, MigrateRequest, NotFound, UndrainRequest
 from migrd.engine import Settings
+from migrd.metrics import Metrics
 from migrd.model import HostState
 from migrd.operations import OperationState
+from migrd.ports import JournalReadOnly
 from migrd.slots import Caps
 from storage.errors import Refused
 from storage.words import Health, Role
@@ -467,20 +469,27 @@ def test_a_full_disk_stops_new_work_and_nothing_else() -> None:
     async def story() -> None:
         world = mixed_world()
         async with Cluster3(world) as cluster:
+            metrics = Metrics("1")
+            cluster.observer = metrics
+            await cluster.kill()
+            await cluster.start()
             started = await cluster.controller.migrate("db1", MigrateRequest())
             await asyncio.sleep(1.0)
             cluster.journal.read_only = "the journal cannot be written: database or disk is full"
-            with pytest.raises(Refused, match="disk is full"):
+            with pytest.raises(JournalReadOnly, match="disk is full"):
                 await cluster.controller.migrate("web1", MigrateRequest())
             await asyncio.sleep(30.0)
-            with pytest.raises(Refused, match="disk is full"):
+            with pytest.raises(JournalReadOnly, match="disk is full"):
                 await cluster.controller.cancel(started.id)
             assert not cluster.controller.readiness().ready
+            assert metrics.registry.get_sample_value("migrd_journal_read_only") == 1
             assert cluster.controller.operation(started.id).state is OperationState.RUNNING
             assert not any(a.step == "release" for a in cluster.agents["h1"].seen)
             cluster.journal.read_only = ""
             assert (await cluster.until(started.id)).state is OperationState.DONE
             assert cluster.controller.readiness().ready
+            await asyncio.sleep(5.0)
+            assert metrics.registry.get_sample_value("migrd_journal_read_only") == 0
             cluster.assert_clean()
 
     run(story())

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from migrd.journal import Journal, JournalError
-from migrd.ports import JournalReadOnly
+from migrd.journal import Journal
+from migrd.journal_file import row_crc
+from migrd.ports import JournalError, JournalReadOnly
 from migrd.sagas.events import EVENT, Admitted, CancelRequested, PowerRead, PowerRequested
 
 REQUEST = PowerRequested(host="h1", action="on")
@@ -66,6 +67,7 @@ async def test_rows_cannot_be_changed(tmp_path: Path) -> None:
         ("teleported", '{"kind": "teleported"}', "newer migrd"),
         ("admitted", '{"kind": "admitted"', "cannot be read"),
         ("admitted", '{"kind": "cancel-requested"}', "altered"),
+        ("admitted", '{"kind": "admitted" }', "checksum"),
     ],
 )
 async def test_a_row_that_is_not_understood_fails_loudly(
@@ -74,9 +76,8 @@ async def test_a_row_that_is_not_understood_fails_loudly(
     path = tmp_path / "journal"
     await (await Journal.open(path)).close()
     database = sqlite3.connect(path)
-    database.execute(
-        "INSERT INTO event (operation, kind, payload, at_s) VALUES ('op', ?, ?, 0)", (kind, payload)
-    )
+    crc = 0 if told == "checksum" else row_crc(1, "op", kind, payload, 0.0)
+    database.execute("INSERT INTO event VALUES (1, 'op', ?, ?, 0, ?)", (kind, payload, crc))
     database.commit()
     database.close()
     journal = await Journal.open(path)

@@ -489,6 +489,7 @@ def test_a_daemon_with_a_stale_epoch_stops_commanding() -> None:
             await asyncio.sleep(60.0)
             assert not cluster.controller.readiness().ready
             assert "newer migrd" in str(cluster.controller.readiness().reasons)
+            assert "migrd --raise-epoch 99" in str(cluster.controller.readiness().reasons)
             assert not cluster.controller.operation(started.id).state.ended
             with pytest.raises(Refused):
                 await cluster.controller.resume(started.id)

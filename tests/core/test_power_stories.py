@@ -61,6 +61,23 @@ def test_a_sole_copy_on_the_host_keeps_its_power_on() -> None:
     run(story())
 
 
+def test_the_verdict_before_a_power_off_looks_at_the_volumes_anew() -> None:
+    """I12: the volumes in a fresh report may be seconds old; a replica has become the only one meanwhile."""
+
+    async def story() -> None:
+        world = mixed_world()
+        world.add_drbd("far", "h2", "h1")
+        async with Cluster3(world) as cluster:
+            for name, agent in cluster.agents.items():
+                held = world.machines[name].held.values()
+                agent.seen_volumes = tuple(world.volume(name, each.volume) for each in held)
+            world.machines["h2"].held["drbd:r5/0"].health = Health.DEGRADED
+            reasons = (await cluster.controller._engine.placement.check_power_off("h1")).reasons
+            assert any("drbd:r5/0" in reason for reason in reasons)
+
+    run(story())
+
+
 def test_a_bmc_that_does_not_answer_is_never_off() -> None:
     """I3: no status = off, no "off"."""
 

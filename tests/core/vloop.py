@@ -31,6 +31,7 @@ class Life:
 
     name: str
     dead: bool = False
+    stalled: bool = False  # SIGSTOP, a swapping host: nothing runs, and nothing is lost
     steps_left: int | None = None
     on_last_step: Callable[[], None] = lambda: None
     context: Context = field(default_factory=Context)
@@ -53,8 +54,8 @@ class Life:
                 tell()
 
     def thaw(self, loop: VirtualLoop) -> None:
-        """The run is over: let its coroutines be unwound."""
-        self.dead = False
+        """Go on where it stood: after a stall, or to be unwound when the run is over."""
+        self.dead = self.stalled = False
         loop._ready.extend(self.frozen)
         self.frozen.clear()
 
@@ -124,7 +125,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             life = handle._context.get(LIFE)
             if life is None:
                 handle._run()
-            elif life.dead:
+            elif life.dead or life.stalled:
                 life.frozen.append(handle)
             else:
                 handle._run()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.cluster import Cluster
+from tests.lab.cluster import MOVER, MOVER_DIRTY_MIB_S, Cluster
 from tests.lab.labctl import LabCtl
 
 
@@ -18,17 +18,28 @@ def lab_session() -> Iterator[LabCtl]:
     ctl = LabCtl("test")
     ctl.lab("down")  # what an interrupted run may have left
     try:
-        ctl.lab("up", "--hosts", "3", deadline_s=300)
-        ctl.lab("deploy", deadline_s=180)
+        ctl.up_said = ctl.said("up", "--hosts", "3")
+        ctl.lab("deploy")
         ctl.env = ctl.lab("env")["migrctl"]
         yield ctl
     finally:
         ctl.lab("down")
 
 
+@pytest.fixture(scope="module")
+def moving(lab_session: LabCtl) -> Iterator[Cluster]:
+    """One guest, `MOVER`, that every story of a module moves: making one takes longer than a move."""
+    world = Cluster(lab_session)
+    try:
+        world.guest(MOVER, "h1", "drbd", peer="h2", dirty=MOVER_DIRTY_MIB_S)
+        yield world
+    finally:
+        world.tidy()
+
+
 @pytest.fixture
 def cluster(lab_session: LabCtl) -> Iterator[Cluster]:
-    """The session's lab ; afterwards no guest and no drained host."""
+    """The session's lab; afterwards no guest and no drained host."""
     world = Cluster(lab_session)
     try:
         yield world

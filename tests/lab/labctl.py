@@ -15,6 +15,10 @@ T = TypeVar("T")
 REPO = Path(__file__).resolve().parents[2]
 LAB = REPO / "deploy" / "lab" / "lab"
 BIN = REPO / ".venv" / "bin"
+RC_UNREACHABLE = 255  # `lab exec` of a host that is off or cannot be reached
+# Longer than any verb's own deadline, so that its own words are seen: `guest add` makes a disk, waits 120 s
+# for the start and 150 s for the first record.
+VERB_DEADLINE_S = 420.0
 
 
 @dataclass(frozen=True)
@@ -49,15 +53,22 @@ class LabCtl:
 
     name: str
     env: dict[str, str] = field(default_factory=dict)
+    up_said: str = ""  # the progress that `up` reported
 
-    def try_lab(self, *args: str, deadline_s: float = 180) -> Done:
+    def try_lab(self, *args: str, deadline_s: float = VERB_DEADLINE_S) -> Done:
         return run([LAB, "--lab", self.name, *args], deadline_s=deadline_s)
 
-    def lab(self, *args: str, deadline_s: float = 180) -> Any:
+    def lab(self, *args: str, deadline_s: float = VERB_DEADLINE_S) -> Any:
         """Run a verb with `-o json`; fails the test with the lab's own words if it fails."""
         done = self.try_lab(*args, "-o", "json", deadline_s=deadline_s)
         assert done.rc == 0, f"lab {' '.join(args)}: exit {done.rc}\n{done.err}\n{done.out}"
         return done.json if done.out.strip() else None
+
+    def said(self, *args: str) -> str:
+        """Run a verb that has to succeed; its progress (stderr)."""
+        done = self.try_lab(*args)
+        assert done.rc == 0, f"lab {' '.join(args)}: exit {done.rc}\n{done.err}\n{done.out}"
+        return done.err
 
     def sh(self, host: str, *argv: str, deadline_s: float = 60) -> Done:
         return self.try_lab("exec", host, "--", *argv, deadline_s=deadline_s)
@@ -71,7 +82,8 @@ class LabCtl:
 
     def spawn_migrctl(self, *args: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [str(BIN / "migrctl"), *args],
+            # In the background of a shell without job control, pytest and its children ignore Ctrl-C.
+            ["env", "--default-signal=INT", str(BIN / "migrctl"), *args],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -1,114 +1,92 @@
-"""Faults in the middle of a real copy: the guest keeps running, nothing is left behind (I1, I5, I6, I16)."""
+"""Faults in the middle of a real copy: the guest keeps running, nothing is left behind (I1, I5, I6, I16).
+
+Killed agents, a restarted libvirtd and cut networks and hosts are in test_chaos.py.
+"""
 
 from __future__ import annotations
 
 import signal
+import time
 
 import pytest
 
-from tests.lab.cluster import Cluster
+from tests.lab.cluster import HOSTS, MOVER, MOVER_DIRTY_MIB_S, Cluster
 from tests.lab.labctl import until
 
 pytestmark = pytest.mark.lab
-DIRTY_MIB_S = 8  # keeps a copy busy long enough to be hit
+LOST = ("suspect", "unreachable")
+UNHEARD_S = 28.0  # longer than an agent may be unheard before migrd calls it unreachable
 
 
 def test_cancel_in_the_middle_of_a_copy(cluster: Cluster) -> None:
-    guest = cluster.guest("cancel", "h1", "drbd", peer="h2", dirty=DIRTY_MIB_S)
-    moving = cluster.in_background("migrate", guest, "--to", "h2")
+    guest = cluster.guest("cancel", "h1", "drbd", peer="h2", dirty=4 * MOVER_DIRTY_MIB_S)  # need not converge
+    asked = cluster.in_background("migrate", guest, "--to", "h2")
     operation = cluster.copying(guest)
+    # The look at the flag is seen able to fail: while memory is on the wire, both sides have it on.
+    assert cluster.open_windows("h1", "h2") == ["h1", "h2"]
     assert cluster.migrctl("op", "cancel", operation["id"]).rc in (0, 1)
-    moving.communicate(timeout=120)
+    asked.communicate(timeout=120)
     assert cluster.ended(operation["id"])["state"] == "undone"
-    cluster.assert_runs_only_on(guest, "h1")
-    cluster.assert_nothing_left(guest, "h2")
-    cluster.assert_no_window_open()
+    assert cluster.assert_clean(guest) == "h1"
     cluster.assert_nobody_noticed()
 
 
-def test_ctrl_c_in_migrctl_detaches_and_the_drain_goes_on(cluster: Cluster) -> None:
-    guest = cluster.guest("ctrlc", "h1", "iscsi")
-    drain = cluster.in_background("drain", "h1")
-    cluster.copying(guest)
+def test_ctrl_c_in_migrctl_detaches_and_the_drain_goes_on(moving: Cluster) -> None:
+    source, target = moving.ready_to_move(MOVER)
+    drain = moving.in_background("drain", source)
+    moving.copying(MOVER)
     drain.send_signal(signal.SIGINT)
     _, said = drain.communicate(timeout=30)
-    operation = cluster.operations(kind="drain", subject="h1")[0]
+    operation = moving.operations(kind="drain", subject=source)[0]
     assert operation["id"] in said, "it says how to watch or cancel"
-    assert cluster.ended(operation["id"])["state"] == "done"
-    assert cluster.ctl.running_on(guest) in (["h2"], ["h3"])
-    cluster.assert_nobody_noticed()
+    assert moving.ended(operation["id"])["state"] == "done"
+    assert moving.assert_clean(MOVER) == target
+    moving.assert_nobody_noticed()
 
 
-def test_target_host_loses_power_in_the_middle_of_a_copy(cluster: Cluster) -> None:
-    guest = cluster.guest("tgtcut", "h1", "drbd", peer="h2", dirty=DIRTY_MIB_S)
-    moving = cluster.in_background("migrate", guest, "--to", "h2")
-    operation = cluster.copying(guest)
-    cluster.ctl.lab("cut", "h2")
-    moving.communicate(timeout=300)
-    cluster.assert_runs_only_on(guest, "h1")
-    cluster.ctl.lab("power", "h2", "on")
-    cluster.settle()
-    ended = cluster.ended(operation["id"])
-    if ended["state"] == "parked":
-        assert ended["reason"]
-        assert ended["remedy"]
-        cluster.migrctl("op", "resume", operation["id"])
-        ended = cluster.ended(operation["id"])
-    assert ended["state"] == "undone", ended
-    cluster.assert_runs_only_on(guest, "h1")
-    cluster.assert_nothing_left(guest, "h2")
-    cluster.assert_no_window_open()
-    cluster.assert_nobody_noticed(outage_limit_ms=10_000)  # DRBD waits for its dead peer (ping-timeout)
-
-
-def test_source_agent_killed_in_the_middle_of_a_copy(cluster: Cluster) -> None:
-    guest = cluster.guest("srckill", "h1", "drbd", peer="h2", dirty=DIRTY_MIB_S)
-    moving = cluster.in_background("migrate", guest, "--to", "h2")
-    operation = cluster.copying(guest)
-    killed = cluster.ctl.sh("h1", "systemctl", "kill", "--kill-whom=main", "-s", "KILL", "migrd-agent")
-    assert killed.rc == 0, killed.err
-    moving.communicate(timeout=300)
-    ended = cluster.ended(operation["id"])
-    home, empty = ("h2", "h1") if ended["state"] == "done" else ("h1", "h2")
+def test_daemon_killed_in_the_middle_of_a_copy(moving: Cluster) -> None:
+    source, target = moving.ready_to_move(MOVER)
+    asked = moving.in_background("migrate", MOVER, "--to", target)
+    operation = moving.copying(MOVER)
+    moving.kill("s1", "migrd")
+    asked.communicate(timeout=300)
+    until("migrd answers again", lambda: moving.migrctl("status").rc == 0, deadline_s=60)
+    ended = moving.ended(operation["id"])
     assert ended["state"] in ("done", "undone"), ended
-    cluster.assert_runs_only_on(guest, home)
-    cluster.assert_nothing_left(guest, empty)
-    cluster.assert_no_window_open()
-    cluster.assert_nobody_noticed()
+    assert moving.assert_clean(MOVER) == (target if ended["state"] == "done" else source)
+    moving.assert_nobody_noticed()
 
 
-def test_daemon_killed_in_the_middle_of_a_copy(cluster: Cluster) -> None:
-    guest = cluster.guest("dkill", "h1", "iscsi", dirty=DIRTY_MIB_S)
-    moving = cluster.in_background("migrate", guest, "--to", "h3")
-    operation = cluster.copying(guest)
-    killed = cluster.ctl.sh("s1", "systemctl", "kill", "--kill-whom=main", "-s", "KILL", "migrd")
-    assert killed.rc == 0, killed.err
-    moving.communicate(timeout=300)
-    until("migrd answers again", lambda: cluster.migrctl("status").rc == 0, deadline_s=60)
-    ended = cluster.ended(operation["id"])
-    assert ended["state"] in ("done", "undone"), ended
-    home = "h3" if ended["state"] == "done" else "h1"
-    cluster.assert_runs_only_on(guest, home)
-    cluster.assert_nobody_noticed()
-
-
-def test_agent_unreachable_in_the_middle_of_a_drain(cluster: Cluster) -> None:
-    guest = cluster.guest("unreach", "h1", "drbd", peer="h2", dirty=DIRTY_MIB_S)
-    other = cluster.guest("other", "h1", "iscsi")
-    drain = cluster.in_background("drain", "h1")
-    cluster.copying(guest)
-    operation = cluster.operations(kind="drain", subject="h1")[0]
-    cluster.ctl.lab("net", "h2", "--drop", "management")
-    until("migrd notices", lambda: cluster.host("h2")["state"] in ("suspect", "unreachable"), deadline_s=60)
-    cluster.ctl.lab("net", "h2", "--heal")
-    drain.communicate(timeout=300)
-    ended = cluster.ended(operation["id"])
-    if ended["state"] == "parked":
-        assert cluster.migrctl("op", "resume", operation["id"]).rc in (0, 5)
-        ended = cluster.ended(operation["id"])
+def test_target_agent_unreachable_until_the_drain_ends_or_parks(moving: Cluster) -> None:
+    source, target = moving.ready_to_move(MOVER)
+    drain = moving.in_background("drain", source)
+    moving.copying(MOVER)
+    operation = moving.operations(kind="drain", subject=source)[0]
+    moving.ctl.lab("net", target, "--drop", "management")
+    until("migrd notices", lambda: moving.host(target)["state"] in LOST, deadline_s=60)
+    moving.ended(operation["id"])
+    moving.ctl.lab("net", target, "--heal")
+    moving.settle()
+    ended = moving.finished(operation["id"])
+    drain.communicate(timeout=30)
     assert ended["state"] == "done", ended
-    for name in (guest, other):
-        assert len(cluster.ctl.running_on(name)) == 1
-        cluster.assert_nothing_left(name, "h1")
-    cluster.assert_no_window_open()
-    cluster.assert_nobody_noticed()
+    assert moving.assert_clean(MOVER) == target
+    moving.assert_nobody_noticed()
+
+
+def test_source_agent_unreachable_for_longer_than_a_look_is_patient(moving: Cluster) -> None:
+    source, target = moving.ready_to_move(MOVER)
+    asked = moving.in_background("migrate", MOVER, "--to", target)
+    operation = moving.copying(MOVER)
+    moving.ctl.lab("net", source, "--drop", "management")
+    dropped = time.monotonic()
+    until("migrd notices", lambda: moving.host(source)["state"] in LOST, deadline_s=60)
+    time.sleep(max(0.0, dropped + UNHEARD_S - time.monotonic()))
+    moving.ctl.lab("net", source, "--heal")
+    moving.settle()
+    ended = moving.finished(operation["id"])
+    asked.communicate(timeout=30)
+    assert ended["state"] in ("done", "undone"), ended
+    assert moving.assert_clean(MOVER) == (target if ended["state"] == "done" else source)
+    assert all(moving.host(host)["state"] == "online" for host in HOSTS)
+    moving.assert_nobody_noticed()

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from labkit import needs
 
 LAB = Path(__file__).resolve().parents[2] / "deploy" / "lab"
 POLICY = "/usr/sbin/policy-rc.d"
@@ -94,3 +95,11 @@ def test_policy_of_a_run_that_was_killed_is_removed_by_the_next_one_and_a_foreig
     foreign = f"echo '# mine' >{POLICY}; rm /installed; /x/install-packages; cat {POLICY}"
     done = in_root(tmp_path, killed + again + foreign, APT_DIES="KILL")
     assert done.stdout.split() == [POLICY, "gone", "#", "mine"]
+
+
+def test_whatever_the_lab_asks_for_is_in_the_list_of_packages() -> None:
+    listed = {line.partition("#")[0].strip() for line in (LAB / "packages.txt").read_text().splitlines()}
+    asked = {*needs.PROGRAMS.values(), *needs.FILES.values()} - {
+        "util-linux"
+    }  # Debian calls that one essential
+    assert asked <= listed

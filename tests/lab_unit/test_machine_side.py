@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from labkit import bmc, instance, layout, mconsole, needs, process, sh, state, switch
+from labkit import bmc, instance, layout, mconsole, mounts, needs, process, sh, state, switch
 from labkit.layout import Layout
 from labkit.state import Lab
 
@@ -264,7 +264,7 @@ def test_mounts_of_an_instance_are_named_deepest_first_and_no_others(
     monkeypatch.setattr(
         Path, "read_text", lambda self: "\n".join(lines) if self.name == "mountinfo" else real(self)
     )
-    assert instance.mounts_below(own_root / "t") == [f"{own_root}/t/memory/x", f"{own_root}/t/memory"]
+    assert mounts.below(own_root / "t") == [f"{own_root}/t/memory/x", f"{own_root}/t/memory"]
     assert f"mount {own_root}/t/memory" in instance.leftovers("t")
 
 
@@ -275,7 +275,7 @@ def test_netns_directory_is_given_back_only_by_whom_it_was_mounted(
     netns_dir = tmp_path / "netns"
     netns_dir.mkdir()
     monkeypatch.setattr(switch, "NETNS_DIR", netns_dir)
-    monkeypatch.setattr(switch.os.path, "ismount", lambda path: path == netns_dir)
+    monkeypatch.setattr(mounts, "mount_points", lambda: ["/", str(netns_dir)])
     monkeypatch.setattr(switch, "run", lambda argv: (asked.append(argv), sh.Completed(0, "", ""))[1])
     mark = own_root / ".netns-dir-is-ours"
     switch.forget_netns_dir()
@@ -314,3 +314,13 @@ def test_interrupted_lab_does_not_take_its_hosts_along(own_root: Path) -> None:
         assert process.find("t", "h1") == pid
     finally:
         process.kill_session(pid)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts something: root is needed")
+def test_a_directory_that_is_mounted_onto_itself_is_seen(tmp_path: Path) -> None:
+    """As `ip netns add` does it with /run/netns; os.path.ismount says no."""
+    kit = str(Path(mounts.__file__).parents[1])
+    look = f"import sys; sys.path.insert(0, {kit!r}); from labkit.mounts import *; print(mount_points()[-1])"
+    script = 'mount --bind "$1" "$1" && exec "$2" -c "$3"'
+    argv = ["unshare", "--mount", "sh", "-c", script, "sh", str(tmp_path), sys.executable, look]
+    assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == f"{tmp_path}\n"

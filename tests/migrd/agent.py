@@ -112,7 +112,7 @@ class ScriptedAgent:
         self._seq += 1
         return self._seq
 
-    async def report(self) -> HostReport:
+    async def report(self, *, storage: bool = False) -> HostReport:
         if self.refusing:
             raise Retryable(f"{self.name}: connection refused")
         self.reads += 1

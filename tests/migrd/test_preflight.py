@@ -90,3 +90,17 @@ def test_another_boot_is_asked_again() -> None:
         return agent.asked
 
     assert len(run(two_boots())) == 2
+
+
+def test_a_host_removed_meanwhile_is_missing_and_no_bug() -> None:
+    async def removed() -> Facts:
+        agents = {name: ScriptedAgent(name) for name in ("h1", "h2")}
+        interviewer = Interviewer(agents)
+        asking = asyncio.create_task(
+            interviewer.ask(cluster([host("h1"), host("h2")]), dict.fromkeys(agents, BOTH))
+        )
+        await asyncio.sleep(0)
+        del agents["h2"]
+        return await asking
+
+    assert {name for name, _ in run(removed()).cpu} == {"h1"}

@@ -385,7 +385,7 @@ def test_a_host_never_heard_of_is_unknown() -> None:
 
 def test_a_bug_ends_the_view_instead_of_leaving_an_old_picture() -> None:
     class Broken(ScriptedAgent):
-        async def report(self) -> Any:
+        async def report(self, *, storage: bool = False) -> Any:
             raise ZeroDivisionError
 
     async def tell() -> None:
@@ -411,3 +411,69 @@ def test_snapshots_share_what_did_not_change() -> None:
         assert len(world.view.cluster().guests) == 3
 
     assert world.states("h1") == ["online"]
+
+
+def test_a_host_that_is_added_is_followed_at_once_and_one_that_is_removed_leaves_nothing() -> None:
+    late = ScriptedAgent("h2", domain("b"))
+
+    @story(ScriptedAgent("h1", domain("a")))
+    async def world(world: World) -> None:
+        world.view.add("h2", late, has_bmc=True)
+        await asyncio.sleep(2.0)
+        assert world.state("h2") == "online"
+        assert world.view.cluster().hosts["h2"].has_bmc
+        assert world.guests() == {("a", "h1", "running"), ("b", "h2", "running")}
+        world.view.remove("h2")
+        reads = late.reads
+        assert set(world.view.cluster().hosts) == {"h1"}
+        assert world.guests() == {("a", "h1", "running")}
+        assert world.view.xml_of("uuid-b") is None
+        with pytest.raises(KeyError):
+            await world.view.reread("h2")
+        await asyncio.sleep(60.0)
+        assert late.reads == reads, "its loops have ended"
+        assert set(world.view.cluster().hosts) == {"h1"}
+        names = [task.get_name() for task in asyncio.all_tasks()]
+        assert not [name for name in names if "h2" in name], "no orphan"
+        # The same name again is a host like any other.
+        world.view.add("h2", ScriptedAgent("h2", domain("c")), has_bmc=False)
+        await asyncio.sleep(2.0)
+        assert world.guests() == {("a", "h1", "running"), ("c", "h2", "running")}
+        assert not world.view.cluster().hosts["h2"].has_bmc
+
+
+def test_a_report_under_way_does_not_bring_a_removed_host_back() -> None:
+    slow = ScriptedAgent("h2", domain("b"))
+
+    @story(ScriptedAgent("h1", domain("a")), slow)
+    async def world(world: World) -> None:
+        slow.report_takes_s = 5.0
+        slow.now = replace(slow.now, domains=(domain("b"), domain("z")))
+        reading = asyncio.create_task(world.view.reread("h2"))
+        await asyncio.sleep(1.0)
+        world.view.remove("h2")
+        await reading
+        assert world.guests() == {("a", "h1", "running")}
+        assert not [text for text in world.said("guest-appeared") if "z" in text]
+
+
+def test_doubts_end_with_the_host_that_caused_them() -> None:
+    twin = ScriptedAgent("h2", boot_id="boot-h1")
+
+    @story(ScriptedAgent("h1"), twin)
+    async def world(world: World) -> None:
+        assert world.state("h1") == "degraded"
+        world.view.remove("h2")
+        assert world.state("h1") == "online"
+
+
+def test_hosts_added_before_the_view_runs_are_followed_too() -> None:
+    async def told() -> None:
+        world = World(ScriptedAgent("h2"))
+        world.view.add("h1", ScriptedAgent("h1", domain("a")), has_bmc=False)
+        following = asyncio.create_task(world.view.run())
+        assert await world.view.settled(5.0) == ()
+        assert list(world.view.cluster().hosts) == ["h1", "h2"]
+        following.cancel()
+
+    run(told())

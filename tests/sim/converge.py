@@ -35,6 +35,7 @@ async def converge(sim: Sim) -> None:
             told = "; ".join(f"{o.id} {o.kind} is {o.state}" for o in sim.open_operations())
             sim.trace.violate("I20", f"neither ended nor parked after {QUIET_AT_MOST_S:g} s: {told}")
             sim.check()
+        connect_by_hand(sim)
         await start_stopped(sim)
         parked = sim.open_operations()
         if not parked and not _stopped(sim):
@@ -47,7 +48,11 @@ async def converge(sim: Sim) -> None:
 
 def _ready(sim: Sim) -> bool:
     booted = all(m.booted or m.name in sim.bmcs.off_by_migrd for m in sim.world.machines.values())
-    return booted and sim.controller is not None and all(r.connected for r in _wanted(sim))
+    return (
+        booted
+        and sim.controller is not None
+        and all(r.connected or any(each.standalone for each in r.replicas.values()) for r in _wanted(sim))
+    )
 
 
 def _wanted(sim: Sim) -> list[Resource]:
@@ -101,6 +106,14 @@ def _stopped(sim: Sim) -> list[Guest]:
         if guest.uuid in sim.world.excused
         and not any(m.has_process(guest.uuid) for m in sim.world.machines.values())
     ]
+
+
+def connect_by_hand(sim: Sim) -> None:
+    """`drbdadm connect` for connections that were given up over differing flags, once no window is open."""
+    for resource in sim.world.resources.values():
+        flags = [replica.flag for replica in resource.replicas.values()]
+        if not any(flags) and any(replica.standalone for replica in resource.replicas.values()):
+            sim.world.connect_by_hand(resource)
 
 
 async def start_stopped(sim: Sim) -> None:

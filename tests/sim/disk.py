@@ -15,25 +15,48 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-Fault = Literal["", "full", "io"]
-_WORDS = {"full": "database or disk is full", "io": "disk I/O error"}
+Fault = Literal["", "full", "io", "late"]
+_WORDS = {"full": "database or disk is full", "io": "disk I/O error", "late": "disk I/O error"}
 
 
 class Database(sqlite3.Connection):
-    """Lives on a Disk. Closing it gives up the process's handle only."""
+    """Lives on a Disk. Closing it gives up the process's handle only.
+
+    "late": fsync failed, and all of the transaction is in the log all the same. SQLite rolls it back and
+    writes the next one over it; but if the process dies before that, the next start finds it committed.
+    """
 
     disk: Disk
     path: str
+    late: list[tuple[str, Any]]
+    _written: list[tuple[str, Any]]
 
     def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
-        if sql[:6].upper() != "COMMIT":
+        word = sql[:6].upper()
+        if word == "BEGIN ":
+            self._written = []
+        elif word in ("INSERT", "UPDATE", "DELETE"):
+            self._written.append((sql, parameters))
+        if word != "COMMIT":
             return super().execute(sql, parameters)
         self.disk.before_commit(self.path)
         if self.disk.fault:
+            self.late = self._written if self.disk.fault == "late" else []
             raise sqlite3.OperationalError(_WORDS[self.disk.fault])
         cursor = super().execute(sql)
+        self.late = []
         self.disk.after_commit(self.path, self)
         return cursor
+
+    def recover(self) -> None:
+        """What SQLite does when a new process opens the file."""
+        if self.in_transaction:
+            super().execute("ROLLBACK")
+        for sql, parameters in self.late:
+            super().execute(sql, parameters)
+        if self.late:
+            self.late = []
+            self.disk.after_commit(self.path, self)
 
     def close(self) -> None:
         """Its owner has gone; the next one rolls back what was left open, as recovery does."""
@@ -56,10 +79,9 @@ class Disk:
             found = sqlite3.connect(
                 ":memory:", isolation_level=None, check_same_thread=False, factory=Database
             )
-            found.disk, found.path = self, name
+            found.disk, found.path, found.late, found._written = self, name, [], []
             self._databases[name] = found
-        if found.in_transaction:
-            found.execute("ROLLBACK")
+        found.recover()
         return found
 
     def connect_again(self, path: Path) -> sqlite3.Connection:

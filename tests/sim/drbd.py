@@ -24,7 +24,7 @@ class Replica:
     generation: int = 1
     older: frozenset[int] = frozenset()
     inconsistent: bool = False  # in the middle of a resync that it receives
-    standalone: bool = False  # dropped its connection for good: split brain
+    standalone: bool = False  # dropped its connection for good; drbdadm connect takes it up again
 
     def is_behind(self, other: Replica) -> bool:
         return self.generation in other.older
@@ -99,6 +99,9 @@ class Resource:
         first, second = self.replicas.values()
         if first.standalone or second.standalone:
             return "StandAlone"
+        if first.flag != second.flag:  # receive_protocol() of the module: both sides give up
+            first.standalone = second.standalone = True
+            return "incompatible allow-two-primaries settings, dropping connection"
         same = first.generation == second.generation
         if not same and not first.is_behind(second) and not second.is_behind(first):
             first.standalone = second.standalone = True

@@ -30,7 +30,7 @@ class SimDrbd:
         return resource
 
     async def volumes(self) -> tuple[Volume, ...]:
-        await self._host.pause(CALL_S)
+        await self._host.look()
         found = self._host.world.resources.values()
         return tuple(resource.volume for resource in found if self._host.name in resource.replicas)
 
@@ -42,7 +42,7 @@ class SimDrbd:
             return tuple(error.reasons)
 
     async def inspect(self, volume: Volume) -> VolumeReport:
-        await self._host.pause(CALL_S)
+        await self._host.look()
         return self._of(volume).report(self._host.name)
 
     async def prepare(self, volume: Volume, handover: Handover) -> None:
@@ -93,7 +93,7 @@ class SimDrbd:
 
     async def release(self, volume: Volume, handover: Handover) -> None:
         resource, name = self._of(volume), self._host.name
-        await self._host.pause(CALL_S)
+        await self._host.look()
         if not resource.mine(name).up or resource.mine(name).role is Role.SECONDARY:
             return
         if await self._host.in_use(handover.domain_uuid):
@@ -112,7 +112,7 @@ class SimDrbd:
 
     async def close_window(self, volume: Volume, handover: Handover, before: WindowOptions | None) -> None:
         resource, name = self._of(volume), self._host.name
-        await self._host.pause(CALL_S)
+        await self._host.look()
         mine, peer = resource.mine(name), resource.peer(name)
         if not mine.up or not mine.flag or (before is not None and before.allow_two_primaries):
             return
@@ -139,7 +139,7 @@ class SimIscsi:
         self._host = host
 
     async def volumes(self) -> tuple[Volume, ...]:
-        await self._host.pause(CALL_S)
+        await self._host.look()
         guests = self._host.world.guests.values()
         return tuple(v for g in guests for v in g.volumes if v.name in self._host.machine.sessions)
 
@@ -148,7 +148,7 @@ class SimIscsi:
         return ()
 
     async def inspect(self, volume: Volume) -> VolumeReport:
-        await self._host.pause(CALL_S)
+        await self._host.look()
         there = volume.name in self._host.machine.sessions
         return VolumeReport(
             volume=volume,
@@ -211,7 +211,7 @@ class SimIscsiQemu:
         return ()
 
     async def inspect(self, volume: Volume) -> VolumeReport:
-        await self._host.pause(CALL_S)
+        await self._host.look()
         return VolumeReport(
             volume=volume,
             role=Role.ATTACHED,

@@ -31,6 +31,7 @@ class Trouble:
     tool_hangs: float = 0.0  # a storage command does not end in time; its effect happens or not
     tool_lost: float = 0.0  # ... ends in an error although it did its work
     libvirt_slow: float = 0.0  # a call takes seconds
+    look_hangs: float = 0.0  # a volume does not tell its state in time
 
 
 @dataclass
@@ -79,6 +80,13 @@ class Host:
 
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds * (0.5 + self.rng.random()))
+
+    async def look(self) -> None:
+        """A read of a storage tool. Raises Unknown when it hangs past its deadline."""
+        if self.rng.random() < self.trouble.look_hangs:
+            await self.pause(HANG_S / 2)
+            raise Unknown("the storage tool did not answer by its deadline")
+        await self.pause(CALL_S)
 
     async def act(self, what: str, effect: Callable[[], str]) -> str:
         """One side effect: it happens at one instant, and its process can die right before or after it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.sim.world import GIB
 
@@ -22,16 +22,22 @@ class GuestPlan:
 
 @dataclass(frozen=True, slots=True)
 class Deed:
-    """One command or fault. `arguments` are those of the method of Sim that `what` names."""
+    """One command or fault. `arguments` are those of the method of Sim that `what` names.
+
+    `at_s` counts from the start, or from the moment when the journal has `writes` transactions: so faults
+    meet operations at work.
+    """
 
     at_s: float
     what: str
     arguments: tuple[object, ...] = ()
     options: dict[str, object] = field(default_factory=dict)
+    writes: int = 0
 
     def __str__(self) -> str:
         options = " ".join(f"{name}={value}" for name, value in self.options.items())
-        return f"{self.at_s:7.2f} {self.what} {' '.join(map(str, self.arguments))} {options}".rstrip()
+        after = f" after write {self.writes}:" if self.writes else ""
+        return f"{self.at_s:7.2f}{after} {self.what} {' '.join(map(str, self.arguments))} {options}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +64,11 @@ def plan(seed: int) -> Plan:
     """The same seed, the same plan, on every interpreter."""
     rng = random.Random(f"{seed}:plan")
     hosts = tuple(f"h{n}" for n in range(1, rng.choice((2, 3, 3, 3, 4, 5)) + 1))
-    guests = tuple(
-        _guest(rng, hosts, number) for number in range(1, rng.choice((1, 1, 2, 2, 3, 4, 6, 8)) + 1)
-    )
+    guests = tuple(_guest(rng, hosts, number) for number in range(1, rng.choice((1, 2, 2, 3, 4, 6, 8)) + 1))
     commands = _commands(rng, hosts, guests)
-    faults = [deed for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4, 6))) for deed in _fault(rng, hosts)]
+    work_s = [deed.at_s for deed in commands]
+    number = rng.choice((0, 1, 2, 2, 3, 4, 6, 8))
+    faults = [deed for _ in range(number) for deed in _fault(rng, hosts, guests, work_s)]
     deeds = sorted((*commands, *faults), key=lambda deed: deed.at_s)
     return Plan(seed=seed, hosts=hosts, guests=guests, deeds=tuple(deeds), undrain=rng.random() < 0.5)
 
@@ -83,7 +89,7 @@ def _guest(rng: random.Random, hosts: tuple[str, ...], number: int) -> GuestPlan
 
 def _commands(rng: random.Random, hosts: tuple[str, ...], guests: tuple[GuestPlan, ...]) -> list[Deed]:
     deeds = []
-    for _ in range(rng.choice((1, 1, 2, 3))):
+    for _ in range(rng.choice((1, 2, 3, 4))):
         at_s = rng.uniform(0.0, 15.0)
         match rng.choice(("migrate", "migrate", "drain", "drain", "drain-off")):
             case "migrate":
@@ -94,18 +100,35 @@ def _commands(rng: random.Random, hosts: tuple[str, ...], guests: tuple[GuestPla
                 allow = tuple(g.name for g in guests if rng.random() < 0.1)
                 options = {"power_off": drain == "drain-off", "allow_stop": allow}
                 deeds.append(Deed(at_s, "drain", (host,), options))
+                if drain == "drain-off" and rng.random() < 0.4:
+                    mode = rng.choice(("dead", "garbage", "deaf", "slow"))
+                    deeds.append(Deed(at_s, "bmc", (host, mode)))
+                    deeds.append(Deed(at_s + rng.uniform(2.0, 40.0), "bmc", (host, "")))
                 if rng.random() < 0.5:
                     restore = rng.random() < 0.7
                     back_s = at_s + rng.uniform(5.0, 25.0)
                     deeds.append(Deed(back_s, "undrain", (host,), {"restore": restore}))
     for _ in range(rng.choice((0, 0, 0, 1, 2))):
-        deeds.append(Deed(rng.uniform(0.5, 30.0), rng.choice(("cancel_some", "cancel_some", "resume_some"))))
+        wish = rng.choice(("cancel_some", "cancel_some", "resume_some"))
+        deeds.append(Deed(rng.uniform(0.0, 3.0), wish, writes=rng.randrange(1, 60)))
     return deeds
 
 
-def _fault(rng: random.Random, hosts: tuple[str, ...]) -> list[Deed]:
+def _fault(
+    rng: random.Random, hosts: tuple[str, ...], guests: tuple[GuestPlan, ...], work_s: list[float]
+) -> list[Deed]:
     """A fault and, mostly, its end. Times cluster where the work is."""
-    at_s = rng.choice((rng.uniform(0.0, 8.0), rng.uniform(0.0, 20.0), rng.uniform(0.0, 35.0)))
+    if rng.random() < 0.7:
+        writes = rng.randrange(1, rng.choice((15, 50)))
+        deeds = _fault_at(rng, hosts, guests, rng.expovariate(3.0))
+        return [replace(deed, writes=writes) for deed in deeds]
+    at_s = rng.choice((*(each + rng.expovariate(0.5) for each in work_s), rng.uniform(0.0, 35.0)))
+    return _fault_at(rng, hosts, guests, at_s)
+
+
+def _fault_at(
+    rng: random.Random, hosts: tuple[str, ...], guests: tuple[GuestPlan, ...], at_s: float
+) -> list[Deed]:
     end_s = at_s + rng.choice((0.3, 2.0, 6.0, 12.0, 25.0)) * rng.uniform(0.5, 1.5)
     host = rng.choice(hosts)
     other = rng.choice([h for h in hosts if h != host])
@@ -127,7 +150,7 @@ def _fault(rng: random.Random, hosts: tuple[str, ...]) -> list[Deed]:
                 "lose_request": rng.choice((0.0, 0.2)),
                 "lose_reply": rng.choice((0.0, 0.3, 0.6)),
                 "duplicate": rng.choice((0.0, 0.3)),
-                "late": rng.choice((0.0, 0.1)),
+                "late": rng.choice((0.0, 0.1, 0.3)),
                 "delay_s": rng.choice((0.003, 0.05, 0.5)),
             }
             return [Deed(at_s, "lossy", (host,), shares), Deed(end_s, "unpartition", (host,))]
@@ -136,18 +159,35 @@ def _fault(rng: random.Random, hosts: tuple[str, ...]) -> list[Deed]:
         case "link":
             return [Deed(at_s, "cut_link", (host, other)), Deed(end_s, "heal_link", (host, other))]
         case "disk":
-            where, fault = rng.choice(("migrd", host)), rng.choice(("full", "io"))
+            where, fault = rng.choice(("migrd", host)), rng.choice(("full", "io", "late"))
             return [Deed(at_s, "disk", (where, fault)), Deed(end_s, "disk", (where, ""))]
         case "bmc":
             mode = rng.choice(("dead", "garbage", "deaf", "slow"))
             return [Deed(at_s, "bmc", (host, mode)), Deed(end_s, "bmc", (host, ""))]
         case "lie":
             return [Deed(at_s, "lie")]
+        case "stale":  # what the dead daemon sent arrives after the new one has spoken
+            kill_s, back_s = at_s + rng.uniform(0.0, 1.0), at_s + rng.uniform(1.0, 4.0)
+            held = [Deed(at_s, "lossy", (each,), {"late": 0.8}) for each in hosts]
+            heard = [Deed(kill_s + 0.1, "unpartition", (each,)) for each in hosts]
+            return [*held, Deed(kill_s, "kill_daemon", (0,)), *heard, Deed(back_s, "start_daemon")]
+        case "stall":
+            if rng.random() < 0.5:
+                return [Deed(at_s, "stall_daemon", (end_s - at_s,))]
+            return [Deed(at_s, "stall_agent", (host, end_s - at_s))]
+        case "replication":
+            return [Deed(at_s, "drop_replication", (host,))]
+        case "guest":
+            name = rng.choice(guests).name
+            if rng.random() < 0.5:
+                return [Deed(at_s, "stops_by_itself", (name,))]
+            return [Deed(at_s, "suspend", (name, end_s - at_s))]
         case _:
             shares = {
                 "tool_hangs": rng.choice((0.0, 0.2)),
                 "tool_lost": rng.choice((0.0, 0.3)),
                 "libvirt_slow": rng.choice((0.0, 0.2)),
+                "look_hangs": rng.choice((0.0, 0.0, 0.1)),
             }
             quiet = dict.fromkeys(shares, 0.0)
             return [Deed(at_s, "trouble", (host,), shares), Deed(end_s, "trouble", (host,), quiet)]
@@ -165,5 +205,9 @@ _FAULTS = (
     "disk",
     "bmc",
     "lie",
+    *("stall",) * 2,
+    *("stale",) * 2,
+    "replication",
+    "guest",
     *("trouble",) * 2,
 )

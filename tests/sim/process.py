@@ -17,11 +17,11 @@ from agents.tls import TlsFiles
 from migrd.assembly import assemble as assemble_core
 from migrd.controller import Controller
 from migrd.engine import Settings
-from migrd.journal import Journal, JournalError
+from migrd.journal import Journal
 from migrd.planner import Policy
-from migrd.ports import NullObserver, PowerPort
+from migrd.ports import JournalError, NullObserver, PowerPort
 from migrd.watch import WatchPolicy
-from tests.core.vloop import Life, LoopClock
+from tests.core.vloop import Life, LoopClock, VirtualLoop
 from tests.sim.disk import Disk, DiskExecutor
 from tests.sim.drivers import drivers
 from tests.sim.host import Effects, Host, Trouble
@@ -47,6 +47,7 @@ class Process:
         self.life: Life | None = None
         self.lives = 0
         self.graves: list[Life] = []
+        self.began_s = 0.0  # of this life, or since it goes on after a stall
         self._wanted = False
         self.on_death: Callable[[], None] = lambda: None
 
@@ -61,6 +62,7 @@ class Process:
             self.life.steps_left = None
         else:
             self.lives += 1
+            self.began_s = self.world.loop.time()
             life = self.life = Life(name=f"{self.name}/{self.lives}")
             self.world.trace.note("process", self.name, f"starts (life {self.lives})")
             life.spawn(self._live(life))
@@ -75,6 +77,26 @@ class Process:
         if self.life is not None:
             self.life.steps_left = steps
             self.life.on_last_step = self.kill
+
+    def stall(self, for_s: float) -> None:
+        """SIGSTOP and, later, SIGCONT: its sockets and timers wait for it."""
+        life = self.life
+        if life is not None and not life.stalled:
+            life.stalled = True
+            self.world.trace.note("fault", self.name, f"stalls for {for_s:.1f} s")
+            self.world.later(for_s, self._go_on, life)
+
+    def unstall(self) -> None:
+        if self.life is not None:
+            self._go_on(self.life)
+
+    def _go_on(self, life: Life) -> None:
+        if life.stalled and not life.dead:
+            loop = asyncio.get_running_loop()
+            assert isinstance(loop, VirtualLoop)
+            life.thaw(loop)
+            self.began_s = loop.time()
+            self.world.trace.note("fault", self.name, "goes on")
 
     def _bury(self, why: str) -> None:
         life, self.life = self.life, None
@@ -137,13 +159,19 @@ class AgentProcess(Process):
         self._rng = rng
         net.add(machine.name)
 
+    @property
+    def at_work_since_s(self) -> float:
+        """Since when it could have noticed what happens on its host; infinity while it cannot."""
+        able = self.life is not None and not self.life.stalled and self.trouble == Trouble()
+        return self.began_s if able else float("inf")
+
     def died(self) -> None:
         self.machine.listeners.clear()
         self._net.died(self.machine.name)
 
     def running_attempts(self) -> int:
         """Attempts without an end in the ledger on its disk."""
-        database = self.disk.connect(LEDGER)
+        database = self.disk.connect_again(LEDGER)
         return int(database.execute("select count(*) from attempts where ended_s is null").fetchone()[0])
 
     async def main(self, life: Life) -> None:
@@ -227,6 +255,7 @@ class DaemonProcess(Process):
             executor=DiskExecutor(self._rng, WRITE_S),
             connect=self.disk.connect,
             lock_file=self.disk.lock,
+            life=lambda: f"life{self.lives}",
         )
         agents = {host: AgentClient(host, self._net.transport(host)) for host in self.world.machines}
         view, controller = assemble_core(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from migrd.control import NotFound
 from migrd.model import HostState
 from migrd.operations import OperationState
+from migrd.ports import JournalReadOnly
 from storage.errors import Refused
 from tests.core.vloop import VirtualLoop
 from tests.sim.converge import converge
@@ -74,9 +75,10 @@ async def _story(sim: Sim, what: Plan) -> None:
     began_s = sim.trace.now_s
     dice = random.Random(f"{what.seed}:deeds")
     async with asyncio.TaskGroup() as deeds:
-        for deed in what.deeds:
-            deeds.create_task(_later(sim, deed, dice))
+        tasks = [deeds.create_task(_later(sim, deed, dice)) for deed in what.deeds]
         await sim.pass_time(what.heal_at_s - (sim.trace.now_s - began_s))
+        for task in tasks:
+            task.cancel()  # what the journal never came to, and commands that nobody answers
     await converge(sim)
     sim.check_end()
     if what.undrain:
@@ -102,6 +104,7 @@ def build(sim: Sim, what: Plan) -> None:
 
 
 async def _later(sim: Sim, deed: Deed, dice: random.Random) -> None:
+    await sim.written(deed.writes)
     await asyncio.sleep(deed.at_s)
     try:
         if deed.what.endswith("_some"):
@@ -110,7 +113,7 @@ async def _later(sim: Sim, deed: Deed, dice: random.Random) -> None:
         done = getattr(sim, deed.what)(*deed.arguments, **deed.options)
         if asyncio.iscoroutine(done):
             await done
-    except (Refused, NotFound):
+    except (Refused, NotFound, JournalReadOnly):
         return  # said so in the trace: a command may make no sense by then
 
 
@@ -130,6 +133,6 @@ async def _bring_back(sim: Sim, dice: random.Random) -> None:
         if state in (HostState.DRAINED, HostState.OFF):
             try:
                 await sim.undrain(host, restore=dice.random() < 0.7)
-            except Refused:
+            except (Refused, JournalReadOnly):
                 continue
     await sim.pass_time(5.0)

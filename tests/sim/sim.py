@@ -72,10 +72,12 @@ class Sim:
             settings=settings or Settings(),
         )
         self.writes = 0  # journal transactions with rows so far
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []  # for so many writes
         self.kill_at_write: tuple[int, str] | None = None  # (number, "before" | "after")
         self._seq = 0
         self._commands: set[asyncio.Task[Any]] = set()
         self.world.on_power = self._power_changed
+        self.world.watched_since = lambda host: self.agents[host].at_work_since_s
         self.daemon.disk.before_commit = self._before_commit
         self.daemon.disk.after_commit = self._after_commit
         bugs.clear()
@@ -144,6 +146,13 @@ class Sim:
             await asyncio.sleep(POLL_S)
         self.check()
         return True
+
+    async def written(self, writes: int) -> None:
+        """Wait until the journal has had so many transactions with rows."""
+        if self.writes < writes:
+            reached: asyncio.Future[None] = self._loop.create_future()
+            self._waiting.append((writes, reached))
+            await reached
 
     async def pass_time(self, seconds: float) -> None:
         await self.until(lambda: False, at_most_s=seconds)
@@ -272,6 +281,21 @@ class Sim:
         self.trace.note("fault", host, "connections are reset")
         self.network.reset(host)
 
+    def stall_daemon(self, for_s: float) -> None:
+        self.daemon.stall(for_s)
+
+    def stall_agent(self, host: str, for_s: float) -> None:
+        self.agents[host].stall(for_s)
+
+    def drop_replication(self, host: str) -> None:
+        self.world.drop_replication(host)
+
+    def stops_by_itself(self, guest: str) -> None:
+        self.world.stops_by_itself(guest)
+
+    def suspend(self, guest: str, for_s: float) -> None:
+        self.world.suspend(guest, for_s)
+
     def cut_link(self, one: str, other: str) -> None:
         self.world.cut_link(one, other)
 
@@ -290,7 +314,7 @@ class Sim:
         self.trace.note("fault", host, f"BMC: {mode or 'works'}")
 
     def trouble(self, host: str, **shares: float) -> None:
-        """tool_hangs, tool_lost, libvirt_slow: shares of the calls."""
+        """tool_hangs, tool_lost, look_hangs, libvirt_slow: shares of the calls."""
         for name, share in shares.items():
             setattr(self.agents[host].trouble, name, share)
         self.trace.note("fault", host, f"trouble {shares}")
@@ -305,13 +329,17 @@ class Sim:
             self.network.links[host].heal()
             self.disk(host, "")
             self.bmc(host, "")
-            self.trouble(host, tool_hangs=0.0, tool_lost=0.0, libvirt_slow=0.0)
+            self.trouble(host, tool_hangs=0.0, tool_lost=0.0, libvirt_slow=0.0, look_hangs=0.0)
+            self.agents[host].unstall()
             if not machine.powered and host not in self.bmcs.off_by_migrd:
                 self.world.power_on(host)
             self.libvirt_back(host)
             self.start_agent(host)
         self.migrations.lies.clear()
         self.network.healed()
+        self.daemon.unstall()
+        for guest in self.world.guests.values():
+            self.world.resume_by_hand(guest.name)
         self.daemon.start()
 
     # -- the end ---------------------------------------------------------------------------------
@@ -380,6 +408,9 @@ class Sim:
             self.invariants.journalled(operation, EVENT.validate_json(payload))
         if rows:
             self.writes += 1
+            for number, reached in self._waiting:
+                if number == self.writes and not reached.done():
+                    reached.set_result(None)
             if self.kill_at_write == (self.writes, "after"):
                 self.kill_at_write = None
                 self.daemon.kill()

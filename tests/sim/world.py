@@ -86,6 +86,7 @@ class World:
         self.check: Callable[[str], None] = lambda _what: None
         self.on_power: Callable[[str, bool], None] = lambda _host, _up: None  # its OS is up / all is gone
         self.link_changed: Callable[[], None] = lambda: None
+        self.watched_since: Callable[[str], float] = lambda _host: 0.0  # how long its agent has been at work
         self._context = Context()
         self._generation = 1
 
@@ -255,8 +256,6 @@ class World:
             resource = self.resources.get(volume.name)
             if resource is None:
                 continue
-            if not resource.current(host):
-                self.trace.violate("I7", f"{self.guests[uuid].name} executes on {host} on a stale copy")
             if not resource.connected:
                 self._generation += 1
                 resource.wrote_alone(host, self._generation)
@@ -298,6 +297,53 @@ class World:
                 self.later(self.between(RECONNECT_S), self.try_connect, resource)
 
     # -- links and power -------------------------------------------------------------------------
+
+    def drop_replication(self, host: str) -> None:
+        """DRBD's ping times out after half a second; TCP, and with it the memory stream, outlasts that."""
+        self.trace.note("fault", host, "replication stutters")
+        for resource in self.resources.values():
+            if host in resource.replicas and resource.connected:
+                self.drop_link(resource, "ping timeout")
+                self.later(self.between(RECONNECT_S), self.try_connect, resource)
+
+    def cut_replication(self, one: str, other: str) -> None:
+        """The link carries memory, and DRBD no longer connects: a firewall rule, a full resync queue."""
+        for resource in self.resources.values():
+            if set(resource.replicas) == {one, other}:
+                self.drop_link(resource, "replication is cut")
+
+    def connect_by_hand(self, resource: Resource) -> None:
+        """`drbdadm connect` on both nodes."""
+        for replica in resource.replicas.values():
+            replica.standalone = False
+        self.try_connect(resource)
+
+    def stops_by_itself(self, name: str) -> None:
+        """Somebody in the guest says `poweroff`."""
+        guest = self.guest(name)
+        for host in self.where(name):
+            if self.machines[host].domains[guest.uuid].state is DomainState.RUNNING:
+                self.trace.note("fault", name, "shuts down from within")
+                self.excused.add(guest.uuid)
+                self.ask_to_stop(host, guest.uuid)
+
+    def suspend(self, name: str, for_s: float) -> None:
+        """`virsh suspend`, and `virsh resume` later. Not during a migration: libvirt refuses it then."""
+        guest = self.guest(name)
+        for host in self.where(name):
+            domain = self.machines[host].domains[guest.uuid]
+            if not domain.job:
+                domain.state, domain.reason = DomainState.PAUSED, "user"
+                self.changed(host, f"{name} is suspended by hand", uuid=guest.uuid)
+                self.later(for_s, self.resume_by_hand, name)
+
+    def resume_by_hand(self, name: str) -> None:
+        uuid = self.guest(name).uuid
+        for machine in self.machines.values():
+            domain = machine.domains.get(uuid)
+            if domain is not None and domain.state is DomainState.PAUSED and domain.reason == "user":
+                domain.state, domain.reason = DomainState.RUNNING, "unpaused"
+                self.changed(machine.name, f"{name} is resumed by hand", uuid=uuid)
 
     def cut_link(self, one: str, other: str) -> None:
         """Replication and memory streams between two hosts break."""

@@ -1,5 +1,6 @@
 """LUNs of the kernel initiator: exit codes and sysfs as captured, sessions that are shared."""
 
+import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from storage import chap
-from storage.errors import Failed, Refused, Retryable
+from storage.calls import Lane
+from storage.errors import Failed, Refused, Retryable, Unknown
 from storage.iscsi import decide, parse, record, sysfs
-from storage.iscsi.driver import IscsiDriver
+from storage.iscsi.driver import SLOTS, IscsiDriver
 from storage.run import Completed
 from storage.users import User
 from storage.words import Handover, Health, IscsiVolume, Role, Side
@@ -329,10 +331,55 @@ async def test_credentials_open_to_others_are_refused(tmp_path):
     (tmp_path / "a.toml").write_text(CREDENTIAL)
     (tmp_path / "a.toml").chmod(0o640)
     with pytest.raises(Refused, match="chmod 600"):
-        await chap.find(tmp_path, iqn=IQN, portal=PORTAL)
+        await chap.find(tmp_path, iqn=IQN, portal=PORTAL, lane=Lane("test", 1))
     (tmp_path / "a.toml").chmod(0o600)
-    found = await chap.find(tmp_path, iqn=IQN, portal=PORTAL)
+    found = await chap.find(tmp_path, iqn=IQN, portal=PORTAL, lane=Lane("test", 1))
     assert found is not None
     assert "hush" not in repr(found)
-    assert await chap.find(tmp_path, iqn="iqn.other", portal=PORTAL) is None
-    assert await chap.find(tmp_path / "none", iqn=IQN, portal=PORTAL) is None
+    assert await chap.find(tmp_path, iqn="iqn.other", portal=PORTAL, lane=Lane("test", 1)) is None
+    assert await chap.find(tmp_path / "none", iqn=IQN, portal=PORTAL, lane=Lane("test", 1)) is None
+
+
+def test_i9_identity_is_target_lun_and_wwid():
+    """Two LUNs under one number, by per-initiator mapping, differ in the WWID alone."""
+
+    def seen(wwid: str | None) -> str | None:
+        lun = sysfs.Lun(0, "2:0:0:0", "sda", "running", wwid, 512, (), ())
+        session = sysfs.Session(1, volume().iqn, volume().portal, "LOGGED_IN", (lun,))
+        return decide.identity(volume(), session)
+
+    one, two = seen("naa.6001405752b73101"), seen("naa.6001405752b73102")
+    assert one is not None
+    assert two is not None
+    assert one != two
+    assert one == seen("naa.6001405752b73101")
+    assert seen(None) is None
+    assert decide.identity(volume(), None) is None
+    assert volume().iqn in one
+
+
+async def test_i9_two_hosts_with_other_luns_under_one_number_report_other_identities(host):
+    host.login()
+    here = (await host.driver().inspect(volume())).identity
+    scsi = "devices/platform/host0/session3/target0:0:0/0:0:0:0"
+    (host.sys / scsi / "wwid").write_text(f"{WWIDS[1]}\n")
+    there = (await host.driver().inspect(volume())).identity
+    assert here is not None
+    assert there is not None
+    assert here != there
+
+
+async def test_i20_writes_into_a_device_that_hangs_do_not_keep_anyone_from_reading(host):
+    """A fifo that nobody reads blocks its writer for ever, as `delete` of a dying SCSI device does."""
+    host.login()
+    os.mkfifo(host.sys / "block/sda/device/delete")
+    driver = host.driver(file_deadline_s=0.2)
+    for _ in range(SLOTS):
+        with pytest.raises(Unknown, match="sysfs write did not end"):
+            await driver.release(volume(), SOURCE)
+    with pytest.raises(Retryable, match="still hang"):
+        await driver.release(volume(), SOURCE)
+    assert (await driver.inspect(volume())).role is Role.ATTACHED
+    reader = os.open(host.sys / "block/sda/device/delete", os.O_RDONLY | os.O_NONBLOCK)
+    await asyncio.sleep(0.2)  # the threads end
+    os.close(reader)

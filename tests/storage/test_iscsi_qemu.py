@@ -1,6 +1,7 @@
 """LUNs of QEMU's own initiator: secret first, credential never in argv, the LUN's own word (I9, I17)."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -88,11 +89,31 @@ async def test_prepare_makes_the_missing_secret_from_the_credential_file(host):
     assert store.found  # other guests may share it
 
 
-async def test_an_existing_secret_is_left_alone(host):
+async def test_on_the_target_a_wrong_secret_gets_the_proved_value(host):
+    """Also one without any value: libvirt tells nothing of a private secret."""
+    driver, _, store, _ = host
+    store.found["lab"] = b"of last year"
+    await driver.prepare(VOLUME, HANDOVER)
+    assert store.found["lab"] == b"hush-hush-hush"
+
+
+async def test_no_secret_is_touched_by_a_credential_that_does_not_log_in(host):
+    driver, _, store, directory = host
+    store.found["lab"] = b"set by the operator"
+    (directory / "a.toml").write_text('target = "*"\nusername = "chapuser"\npassword = "wrong"\n')
+    with pytest.raises(Retryable):
+        await driver.prepare(VOLUME, HANDOVER)
+    assert store.found["lab"] == b"set by the operator"
+
+
+async def test_on_the_source_an_existing_secret_is_left_alone(host):
     driver, _, store, _ = host
     store.found["lab"] = b"set by the operator"
-    await driver.prepare(VOLUME, HANDOVER)
+    await driver.prepare(VOLUME, replace(HANDOVER, side=Side.SOURCE))
     assert store.found["lab"] == b"set by the operator"
+    store.found.clear()
+    await driver.prepare(VOLUME, replace(HANDOVER, side=Side.SOURCE))
+    assert store.found["lab"] == b"hush-hush-hush"
 
 
 async def test_no_credential_means_refused_and_nothing_touched(host):

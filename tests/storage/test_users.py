@@ -2,12 +2,14 @@
 
 import asyncio
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from storage.errors import Unknown
-from storage.users import DeviceUsers, QemuProcesses, User, domain_uuid, is_dying_qemu
+from storage.run import run
+from storage.users import SCAN_SLOTS, DeviceUsers, QemuProcesses, User, domain_uuid, is_dying_qemu
 
 UUID = "11111111-2222-3333-4444-555555555555"
 QEMU = f"/usr/bin/qemu-system-x86_64\0-name\0guest=g1\0-uuid\0{UUID}\0-m\0256\0".encode()
@@ -84,3 +86,35 @@ async def test_openers_are_named_and_files_are_not_touched(tmp_path):
 def test_user_in_words():
     assert str(User(5, "qemu", UUID)) == f"process 5 (qemu) of domain {UUID}"
     assert str(User(5, "dd", None)) == "process 5 (dd)"
+
+
+async def test_i20_reads_of_proc_that_hang_keep_neither_other_reads_nor_the_process(tmp_path):
+    """A fifo without a writer blocks its reader for ever, as /proc/PID/cmdline does behind a stuck lock."""
+    process(tmp_path, 1, b"/sbin/init\0")
+    stuck = process(tmp_path, 7, b"")
+    (stuck / "cmdline").unlink()
+    os.mkfifo(stuck / "cmdline")
+    program = f"""
+import asyncio
+from pathlib import Path
+from storage import users
+from storage.errors import Unknown
+
+async def main():
+    hung = users.QemuProcesses(proc=Path({str(tmp_path)!r}), deadline_s=0.2)
+    for _ in range(3 * users.SCAN_SLOTS):
+        try:
+            await hung("{UUID}")
+        except Unknown as error:
+            print(error)
+    print(await users.DeviceUsers(proc=Path({str(tmp_path)!r}))(1))
+    print(await asyncio.to_thread(lambda: "the default pool is free"))
+
+asyncio.run(main())
+"""
+    done = await run([sys.executable, "-c", program], deadline_s=60)
+    lines = done.stdout.splitlines()
+    assert lines.count("/proc did not answer within 0.2 s") == SCAN_SLOTS
+    assert lines.count(f"{SCAN_SLOTS} earlier reads of /proc still hang: see dmesg") == 2 * SCAN_SLOTS
+    assert lines[-2:] == ["()", "the default pool is free"]
+    assert done.rc == 0  # it ended: no thread was waited for

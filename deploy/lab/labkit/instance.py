@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from labkit import bmc, needs, netns_host, process, state, switch, uml_image
+from labkit import bmc, mounts, needs, netns_host, process, state, switch, uml_image
 from labkit import layout as names
 from labkit.hosts import HostKind
 from labkit.layout import Layout
@@ -114,7 +114,7 @@ def leftovers(name: str) -> list[str]:
         found.append(f"namespace mlab-{name}")
     if Path("/sys/class/net", f"mlab-{name}").exists():
         found.append(f"link mlab-{name}")
-    found += [f"mount {path}" for path in mounts_below(names.ROOT / name)]
+    found += [f"mount {path}" for path in mounts.below(names.ROOT / name)]
     if state.exists(name):
         found.append(str(names.ROOT / name))
     return found
@@ -189,16 +189,10 @@ def _kill_namespace(name: str) -> None:
             os.kill(int(pid), 9)
 
 
-def mounts_below(directory: Path) -> list[str]:
-    """Mount points below a directory, deepest first."""
-    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return sorted((path for path in mounts if path.startswith(f"{directory}/")), reverse=True)
-
-
 def _unmount_below(directory: Path) -> None:
     """Unmount whatever is mounted below a directory; LabError if something holds on to a mount."""
     end = time.monotonic() + _UNMOUNT_DEADLINE_S
-    for mount in mounts_below(directory):
+    for mount in mounts.below(directory):
         while not (done := run(["umount", mount])).ok:
             if time.monotonic() > end:
                 raise LabError(f"cannot unmount {mount}: {done.stderr.strip()}")

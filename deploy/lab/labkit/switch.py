@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from pathlib import Path
 
 from labkit import layout as names
+from labkit import mounts
 from labkit.layout import NETWORKS, Layout, Network
 from labkit.sh import LabError, must, run
 
@@ -32,7 +32,7 @@ def batch(layout: Layout, lines: list[str]) -> None:
 
 def up(layout: Layout) -> None:
     """Make the namespace, the bridges and the addresses of this machine and of the observer."""
-    if not os.path.ismount(NETNS_DIR):
+    if str(NETNS_DIR) not in mounts.mount_points():
         _netns_mark().touch()  # `ip netns add` mounts the directory onto itself and never unmounts it
     must(["ip", "netns", "add", layout.namespace])
     lines = ["link set lo up"]
@@ -114,9 +114,10 @@ def forget_netns_dir() -> None:
     """
     if not _netns_mark().exists():
         return
-    if os.path.ismount(NETNS_DIR) and not any(NETNS_DIR.iterdir()) and run(["umount", str(NETNS_DIR)]).ok:
-        with contextlib.suppress(OSError):
-            NETNS_DIR.rmdir()
+    if str(NETNS_DIR) in mounts.mount_points() and not any(NETNS_DIR.iterdir()):
+        run(["umount", str(NETNS_DIR)])
+    with contextlib.suppress(OSError):  # somebody has begun to use it
+        NETNS_DIR.rmdir()
     _netns_mark().unlink()
 
 

@@ -1,0 +1,327 @@
+"""The production daemon over 1,000 hosts and 20,000 guests, in virtual time: python -m tests.bench.scale
+
+A wave of drains is carried out against agents that cost next to nothing; copies take as long as real ones.
+Lag is that of one server: what a callback costs in CPU seconds keeps later ones waiting, while virtual time
+paces the work as a real cluster would. Threads (journal, TLS) are not in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import resource
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+
+from agents.protocol import (
+    AnyVolume,
+    Attempt,
+    AttemptReport,
+    AttemptResult,
+    CpuReport,
+    DomainReport,
+    DomainState,
+    Event,
+    HostReport,
+    MigrateDomain,
+    MigrationProgress,
+    Observation,
+    Observe,
+    Outcome,
+    Preflight,
+    PreflightReport,
+    PrepareVolumes,
+)
+from migrd.control import DrainRequest
+from migrd.daemon import assemble
+from migrd.engine import Settings
+from migrd.model import HostState
+from migrd.operations import OperationState
+from migrd.planner import Policy
+from migrd.ports import NullObserver
+from migrd.watch import WatchPolicy
+from storage.words import Health, IscsiQemuVolume, Role, VolumeReport
+from tests.bench.measures import Tally, asked_strict, note
+from tests.core.harness import MemoryJournal
+from tests.core.vloop import LoopClock, VirtualLoop
+
+HOSTS = 1_000
+GUESTS = 20_000
+DRAINS = 100
+COPY_S = 12.0
+TICK_S = 0.01
+GIB = 1 << 30
+
+
+def measure(tally: Tally, hosts: int, guests: int, drains: int) -> None:
+    loop = MeasuredLoop()
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        took_s, rss_mib = runner.run(_wave(hosts, guests, drains))
+    note(f"scale: {drains} drains in {took_s:.0f} virtual s, {loop.busy_s:.0f} CPU s")
+    tally.say("sim_loop_lag_p99_s", loop.lag_p99_s(), "s", 0.05, 1)
+    tally.say(f"daemon_rss_mib_{hosts}x{guests}", rss_mib, "MiB", 1024.0, 1)
+
+
+def run(tally: Tally) -> None:
+    with tally.taking("sim_loop_lag_p99_s", f"daemon_rss_mib_{HOSTS}x{GUESTS}"):
+        measure(tally, HOSTS, GUESTS, DRAINS)
+
+
+class MeasuredLoop(VirtualLoop):
+    """Notes what every turn costs, once `measuring`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.measuring = False
+        self.turns: list[tuple[float, float]] = []  # (virtual time, real seconds)
+
+    def _run_once(self) -> None:
+        began_s = time.thread_time()
+        super()._run_once()
+        if self.measuring:
+            self.turns.append((self.now_s, time.thread_time() - began_s))
+
+    @property
+    def busy_s(self) -> float:
+        return sum(took_s for _, took_s in self.turns)
+
+    def lag_p99_s(self) -> float:
+        """How late a timer that goes off every 10 ms would have been, 99th percentile."""
+        late = sorted(self._late())
+        return late[int(len(late) * 0.99)] if late else 0.0
+
+    def _late(self) -> Iterator[float]:
+        if not self.turns:
+            return
+        tick_s, free_s = self.turns[0][0], 0.0
+        for now_s, took_s in self.turns:
+            while tick_s < now_s:
+                yield max(0.0, free_s - tick_s)
+                tick_s += TICK_S
+            free_s = max(free_s, now_s) + took_s
+
+
+@dataclass
+class Cluster:
+    """Who runs what; a migration is a move from one dictionary to another."""
+
+    agents: dict[str, LightAgent] = field(default_factory=dict)
+
+
+class LightAgent:
+    """AgentPort and the watch's Agent over a dictionary of domains. Does what it is told, after a moment."""
+
+    def __init__(self, name: str, cluster: Cluster) -> None:
+        self.name = name
+        self.domains: dict[str, DomainReport] = {}
+        self.streams: list[asyncio.Queue[Event]] = []
+        self._cluster = cluster
+        self._seq = 0
+        self._ends: dict[tuple[str, str, int], asyncio.Future[AttemptReport]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def report(self) -> HostReport:
+        await asyncio.sleep(0.002)
+        return HostReport(
+            protocol=1,
+            host=self.name,
+            node=self.name,
+            boot_id=f"boot-{self.name}",
+            epoch=1,
+            agent_version="light",
+            versions={},
+            libvirt_ok=True,
+            problems=(),
+            cpu=CpuReport(arch="x86_64", threads=64, model="light", host_xml=""),
+            memory_total_bytes=512 * GIB,
+            memory_available_bytes=512 * GIB - sum(d.memory_bytes for d in self.domains.values()),
+            bridges=("br0",),
+            networks=(),
+            domains=tuple(self.domains.values()),
+            volumes=(),
+            migration_uri=f"qemu+tls://{self.name}/system",
+            migration_address=f"tcp://{self.name}",
+            observed_s=asyncio.get_running_loop().time(),
+        )
+
+    async def events(self) -> AsyncIterator[Event]:
+        queue: asyncio.Queue[Event] = asyncio.Queue()
+        self.streams.append(queue)
+        await asyncio.sleep(random.random())
+        yield Event(stream=self.name, seq=self._seq, kind="hello", report=await self.report())
+        while True:
+            try:
+                async with asyncio.timeout(1.0):
+                    event = await queue.get()
+            except TimeoutError:
+                event = self._event(kind="heartbeat")
+            yield event
+
+    def _event(self, **more: object) -> Event:
+        self._seq += 1
+        return Event(stream=self.name, seq=self._seq, **more)  # type: ignore[arg-type]
+
+    def _tell(self, **more: object) -> None:
+        event = self._event(**more)
+        for stream in self.streams:
+            stream.put_nowait(event)
+
+    async def preflight(self, question: Preflight) -> PreflightReport:
+        await asyncio.sleep(0.005)
+        return PreflightReport(cpus=((),) * len(question.cpus), volumes=((),) * len(question.volumes))
+
+    async def observe(self, question: Observe) -> Observation:
+        await asyncio.sleep(0.005)
+        domain = self.domains.get(question.uuid)
+        return Observation(
+            uuid=question.uuid,
+            state=domain.state if domain is not None else DomainState.ABSENT,
+            reason="unknown",
+            persistent=domain is not None,
+            qemu_process=domain is not None,
+            job=False,
+            volumes=tuple(volume_report(volume) for volume in question.volumes),
+        )
+
+    async def submit(self, attempt: Attempt, wait_s: float = 0.0) -> AttemptReport:
+        await asyncio.sleep(0.002)
+        key = (attempt.operation, attempt.step, attempt.attempt)
+        self._ends[key] = asyncio.get_running_loop().create_future()
+        task = asyncio.get_running_loop().create_task(self._do(key, attempt))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await self.wait(*key, wait_s)
+
+    async def wait(self, operation: str, step: str, attempt: int, wait_s: float = 30.0) -> AttemptReport:
+        key = (operation, step, attempt)
+        done, _ = await asyncio.wait([self._ends[key]], timeout=wait_s)
+        if done:
+            return self._ends[key].result()
+        progress = MigrationProgress(memory_total_bytes=GIB, memory_processed_bytes=GIB // 2)
+        return _report(key, Outcome.RUNNING, AttemptResult(progress=progress))
+
+    async def abort(self, operation: str, step: str, attempt: int, *, epoch: int) -> AttemptReport:
+        return await self.wait(operation, step, attempt, 0.0)
+
+    async def _do(self, key: tuple[str, str, int], attempt: Attempt) -> None:
+        command, result = attempt.command, AttemptResult()
+        if isinstance(command, PrepareVolumes):
+            await asyncio.sleep(0.2)
+            result = AttemptResult(volumes=tuple(volume_report(volume) for volume in command.volumes))
+        elif isinstance(command, MigrateDomain):
+            await asyncio.sleep(COPY_S * random.uniform(0.7, 1.3))
+            target = self._cluster.agents[command.target_uri.removeprefix("qemu+tls://").split("/")[0]]
+            target.domains[command.uuid] = self.domains.pop(command.uuid)
+            target._tell(kind="domain", domain=target.domains[command.uuid])
+            self._tell(kind="domain", domain_gone=command.uuid)
+            result = AttemptResult(progress=MigrationProgress(downtime_ms=80))
+        report = _report(key, Outcome.DONE, result)
+        self._ends[key].set_result(report)
+        self._tell(kind="attempt", attempt=report)
+
+
+def _report(key: tuple[str, str, int], outcome: Outcome, result: AttemptResult) -> AttemptReport:
+    return AttemptReport(operation=key[0], step=key[1], attempt=key[2], outcome=outcome, result=result)
+
+
+def volume_report(volume: AnyVolume) -> VolumeReport:
+    return VolumeReport(
+        volume=volume, role=Role.ATTACHED, health=Health.OK, identity=volume.name, size_bytes=GIB
+    )
+
+
+def populate(hosts: int, guests: int) -> Cluster:
+    """Guests spread evenly, each with a definition of a usual length."""
+    cluster = Cluster()
+    names = [f"h{number:04}" for number in range(hosts)]
+    for name in names:
+        cluster.agents[name] = LightAgent(name, cluster)
+    for number in range(guests):
+        volume = IscsiQemuVolume(portal="10.0.0.5:3260", iqn=f"iqn.2026-11.org.bench:{number}", lun=0)
+        uuid = f"00000000-0000-4000-8000-{number:012d}"
+        cluster.agents[names[number % hosts]].domains[uuid] = DomainReport(
+            uuid=uuid,
+            name=f"g{number}",
+            state=DomainState.RUNNING,
+            reason="booted",
+            memory_bytes=(1 + number % 8) * GIB,
+            vcpus=2,
+            persistent=True,
+            autostart=False,
+            volumes=(volume,),
+            bridges=("br0",),
+            networks=(),
+            cpu_xml="<cpu mode='custom'><model>qemu64</model></cpu>",
+            blockers=(),
+            job=False,
+            xml=f"<domain><uuid>{uuid}</uuid>{'<!-- of a usual length -->' * 200}</domain>",
+        )
+    return cluster
+
+
+class NoPower:
+    """No host has a BMC."""
+
+    def has(self, host: str) -> bool:
+        return False
+
+    async def status(self, host: str) -> str:
+        return "unknown: no BMC"
+
+    async def switch(self, host: str, action: str) -> str:
+        return "no BMC"
+
+
+async def _wave(hosts: int, guests: int, drains: int) -> tuple[float, float]:
+    """Virtual seconds that the wave took, and the most memory that this process had."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, MeasuredLoop)
+    random.seed(1)
+    cluster = populate(hosts, guests)
+    journal = MemoryJournal()
+    journal.epoch = 1
+    view, controller = assemble(
+        cluster.agents,
+        journal=journal,
+        power=NoPower(),
+        with_bmc=(),
+        policy=Policy(),
+        watch=WatchPolicy(),
+        settings=Settings(),
+        observer=NullObserver(),
+        clock=LoopClock(),
+    )
+    await controller.recover()
+    work = [loop.create_task(view.run()), loop.create_task(controller.run())]
+    for _ in range(60):
+        await asyncio.sleep(1.0)
+        if all(host.observed is HostState.ONLINE for host in view.cluster().hosts.values()):
+            break
+    gc.collect()
+    gc.freeze()
+    loop.measuring = True
+    began_s = loop.time()
+    names = [f"h{number:04}" for number in range(drains)]
+    started = [(await controller.drain(name, DrainRequest())).id for name in names]
+    while open_ones := [id_ for id_ in started if not controller.operation(id_).state.ended]:
+        parked = [id_ for id_ in open_ones if controller.operation(id_).state is OperationState.PARKED]
+        assert not parked, controller.operation(parked[0])
+        await asyncio.sleep(1.0)
+    took_s = loop.time() - began_s
+    loop.measuring = False
+    left = sum(len(cluster.agents[name].domains) for name in names)
+    assert left == 0, f"{left} guests are still on drained hosts"
+    for task in work:
+        task.cancel()
+    await asyncio.wait(work)
+    return took_s, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    strict = asked_strict()
+    alone = Tally()
+    run(alone)
+    sys.exit(alone.exit_code(strict=strict))

@@ -1,0 +1,68 @@
+"""What random seeds have shown, told as stories: they stay when plans change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from tests.core.vloop import run
+from tests.sim.converge import converge
+from tests.sim.quiet import quiet
+from tests.sim.sim import Sim
+
+
+def tell(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    quiet()
+    run(story())
+
+
+def state(sim: Sim, operation: str) -> str:
+    found = sim.operation(operation)
+    return "" if found is None else str(found.state)
+
+
+def three(sim: Sim) -> None:
+    for name in ("h1", "h2", "h3"):
+        sim.world.add_machine(name)
+
+
+def test_i12_one_slow_host_does_not_make_the_picture_of_the_others_old() -> None:
+    """Seed 111: all hosts were asked at once, one stalled, and what the peer had said grew 8 s old."""
+
+    async def story() -> None:
+        async with Sim() as sim:
+            three(sim)
+            sim.world.add_drbd("g", "h1", "h2")
+            await sim.start()
+            operation = await sim.drain("h1", power_off=True)
+            await sim.until(lambda: sim.where("g") == ["h2"] and not sim.world.machines["h1"].ending)
+            sim.stall_agent("h3", 8.0)
+            await sim.until(lambda: any("surveyed" in each.text for each in sim.trace.log))
+            await sim.pass_time(1.5)
+            sim.cut("h2")
+            await sim.until(lambda: state(sim, operation) in ("parked", "done"), at_most_s=60)
+            assert state(sim, operation) == "parked"
+            assert sim.world.machines["h1"].powered
+
+    tell(story)
+
+
+def test_i7_a_migration_is_aborted_when_its_disk_falls_behind() -> None:
+    """DRBD's ping gives up after half a second, the memory stream does not: the copying would go on."""
+
+    async def story() -> None:
+        async with Sim(seed=5) as sim:
+            three(sim)
+            sim.world.add_drbd("g", "h1", "h2")
+            await sim.start()
+            operation = await sim.migrate("g", "h2")
+            await sim.until(lambda: any("incoming QEMU" in each.text for each in sim.trace.log))
+            sim.world.cut_replication("h1", "h2")
+            sim.at(60.0, sim.heal_link, "h1", "h2")
+            await sim.until(lambda: not sim.open_operations(), at_most_s=120)
+            assert state(sim, operation) == "undone"
+            assert sim.where("g") == ["h1"]
+            await converge(sim)
+            sim.check_end()
+
+    tell(story)
