@@ -175,6 +175,24 @@ def test_the_commit_point_is_the_only_way_past_and_there_is_no_way_back() -> Non
             assert not any(isinstance(c, Call) and c.step in ("sweep", "release-target") for c in commands)
 
 
+@pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.OPEN_WINDOW, Stage.ACQUIRE])
+def test_a_stage_is_not_tried_again_on_a_target_without_power(stage: Stage) -> None:
+    """It would ask nobody, and wait for an answer that never comes (I15)."""
+    state = replace(
+        MigrateState(operation="op-1", request=REQUEST),
+        stage=Stage.RECONCILE,
+        back_to=stage,
+        attempts={each: 1 for each in (Stage.PREPARE, Stage.OPEN_WINDOW, Stage.ACQUIRE)},
+        tries=1,
+        trouble=("h2: Connection timed out",),
+    )
+    look = Looked(source=seen(DomainState.RUNNING), target=None, off=(Side.TARGET,))
+    after, commands = saga.step(state, look)
+    assert isinstance(after, MigrateState)
+    assert after.going_back
+    assert commands
+
+
 def test_two_running_instances_are_an_alarm_only_if_they_stay() -> None:
     """The hosts are looked at one after the other: a switch-over in between shows the guest on both."""
     both = looked(DomainState.RUNNING, DomainState.RUNNING, job=True)
