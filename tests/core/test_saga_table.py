@@ -351,6 +351,18 @@ def test_the_drain_with_the_fewest_moves_goes_first() -> None:
     assert admit(waiting, [], Caps(per_target=2)) == ["a0", "b0"]
 
 
+def test_drains_take_turns_at_a_single_slot() -> None:
+    """When it comes free, neither of them has a move in flight."""
+    first = [Slot(operation=f"a{n}", group="a", source="s1", target="t", order=n, turn=n) for n in (1, 2)]
+    second = [Slot(operation=f"b{n}", group="b", source="s2", target="t", order=9 + n, turn=n) for n in (0, 1)]
+    waiting, order = [*first, *second], []
+    while waiting:
+        [begun] = admit(waiting, [], Caps(per_target=1))
+        order.append(begun)
+        waiting = [slot for slot in waiting if slot.operation != begun]
+    assert order == ["b0", "a1", "b1", "a2"]
+
+
 def test_states_hold_values_only() -> None:
     """A state is compared, replaced and folded: no mutable field may hide in it."""
     for state in (MigrateState, drain.DrainState, undrain.UndrainState, power.PowerState):
