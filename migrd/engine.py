@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import TypeVar
 
@@ -54,6 +54,7 @@ from migrd.sagas.events import (
     Recovered,
     Request,
     Resumed,
+    Surveyed,
     Withdrawn,
 )
 from migrd.sagas.migrate_state import MigrateState, Stage
@@ -419,7 +420,7 @@ class Engine:
             case Choose():
                 return await self.placement.choose(command)
             case Survey(host=host):
-                return await self.placement.survey(host)
+                return await self.survey(host)
             case CheckPowerOff(host=host):
                 return await self.check_power_off(host)
             case CheckHost(host=host, number=number):
@@ -482,6 +483,20 @@ class Engine:
             bandwidth_bps=self.settings.bandwidth_bps,
             deadline_s=self.settings.migrate_deadline_s,
         )
+
+    async def survey(self, host: str) -> Surveyed:
+        """What the host reports, and every open move that will bring a guest to it: no report shows that yet.
+
+        A move that still waits for a slot is withdrawn when its target is drained.
+        """
+        seen = await self.placement.survey(host)
+        arriving = tuple(
+            f"{state.request.name} is not on {host} yet, but on its way: see migrctl op show {record.id}"
+            for record, state in self.moves()
+            if state.request.target == host
+            and (state.stage is not Stage.PENDING or record.id in self._admitted)
+        )
+        return replace(seen, reasons=(*seen.reasons, *arriving))
 
     async def check_power_off(self, host: str) -> PowerChecked:
         """I12: what the hosts report at this moment, and every open move from or to `host`.
