@@ -222,6 +222,17 @@ def _unflag(sim: Sim, deed: Deed) -> None:
     sim.world.changed(host, f"two primaries of {guest} are disallowed by hand")
 
 
+def _reconnect(sim: Sim, deed: Deed) -> None:
+    """An operator has compared both copies: two primaries are disallowed by hand, and both sides connect."""
+    resource = _resource(sim, deed.words[0])
+    for replica in resource.replicas.values():
+        if not sim.world.executes(sim.world.machines[replica.host], sim.world.owner(resource.name).uuid):
+            resource.demote(replica.host, open_by="")
+    for replica in resource.replicas.values():
+        resource.set_flag(replica.host, allowed=False)
+    sim.world.connect_by_hand(resource)
+
+
 def _wrong_disk(sim: Sim, deed: Deed) -> None:
     guest, host = deed.words
     sim.world.wrong_disk(host, sim.world.guest(guest))
@@ -256,10 +267,7 @@ def _shutdown(sim: Sim, deed: Deed) -> None:
 def _destroy(sim: Sim, deed: Deed) -> None:
     guest, host = sim.world.guest(deed.words[0]), deed.words[1]
     sim.world.excused.add(guest.uuid)
-    running = sim.migrations.of(guest.uuid, host)
     sim.world.end_process(host, guest.uuid, keep=True, reason="destroyed")
-    if running is not None:
-        running.broken("the guest was destroyed", late=False)
 
 
 def _suspend(sim: Sim, deed: Deed) -> None:
@@ -404,6 +412,7 @@ DEEDS: Mapping[str, Kind] = {
     "split-brain": Kind(do=_split, takes=("guest",)),
     "drop-replication": Kind(do=_drop_replication, takes=("guest",), undo=_replicates),
     "discard": Kind(do=_discard, takes=("guest", "host")),
+    "reconnect": Kind(do=_reconnect, takes=("guest",)),
     "flag": Kind(do=_flag, takes=("guest", "host"), undo=_unflag),
     # humans
     "virsh-start": Kind(do=_virsh_start, takes=("guest", "host")),

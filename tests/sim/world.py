@@ -207,6 +207,8 @@ class World:
             machine.ending.add(uuid)
             self.later(self.between((0.0, 0.4)), self._reaped, host, uuid, keep)
         self.changed(host, f"QEMU of {self.guests[uuid].name} ends ({reason})", uuid=uuid)
+        if keep:
+            self.link_changed()  # a migration of it has nothing left to send
 
     def _reaped(self, host: str, uuid: str, stopped: bool) -> None:
         machine = self.machines[host]
