@@ -354,7 +354,9 @@ def test_the_drain_with_the_fewest_moves_goes_first() -> None:
 def test_drains_take_turns_at_a_single_slot() -> None:
     """When it comes free, neither of them has a move in flight."""
     first = [Slot(operation=f"a{n}", group="a", source="s1", target="t", order=n, turn=n) for n in (1, 2)]
-    second = [Slot(operation=f"b{n}", group="b", source="s2", target="t", order=9 + n, turn=n) for n in (0, 1)]
+    second = [
+        Slot(operation=f"b{n}", group="b", source="s2", target="t", order=9 + n, turn=n) for n in (0, 1)
+    ]
     waiting, order = [*first, *second], []
     while waiting:
         [begun] = admit(waiting, [], Caps(per_target=1))

@@ -359,9 +359,7 @@ DEEDS: Mapping[str, Kind] = {
         takes=("host",),
         undo=lambda s, d: s.libvirt_back(d.words[0]),
     ),
-    "cut": Kind(
-        do=lambda s, d: s.cut(d.words[0]), takes=("host",), undo=lambda s, d: s.power_on(d.words[0])
-    ),
+    "cut": Kind(do=lambda s, d: s.cut(d.words[0]), takes=("host",), undo=lambda s, d: s.power_on(d.words[0])),
     "power-on": Kind(do=lambda s, d: s.power_on(d.words[0]), takes=("host",)),
     "reboot": Kind(do=_reboot, takes=("host",)),
     "bmc": Kind(

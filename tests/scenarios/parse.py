@@ -157,16 +157,12 @@ class _Reader:
             case ["allow", invariant, about]:
                 self.allowed.append(f"{invariant}: {about}")
             case ["at", seconds, *deed] if deed:
-                self.cues.append(
-                    Cue(line=self.number, at_s=self._number(seconds), deed=self._deed(deed))
-                )
+                self.cues.append(Cue(line=self.number, at_s=self._number(seconds), deed=self._deed(deed)))
             case ["when", event, *deed] if deed:
                 after_s = 0.0
                 if deed[0].startswith("+"):
                     after_s = self._number(deed.pop(0)[1:])
-                self.cues.append(
-                    Cue(line=self.number, on=event, after_s=after_s, deed=self._deed(deed))
-                )
+                self.cues.append(Cue(line=self.number, on=event, after_s=after_s, deed=self._deed(deed)))
             case _:
                 self._wrong(
                     f"not understood: {' '.join(words)!r}; a line is hosts, guest, set, lasts, brief, "

@@ -87,7 +87,9 @@ class Stage:
             lambda: self._over() and sim.trace.now_s - began_s >= self.scenario.lasts_s, at_most_s=AT_MOST_S
         )
         if self._waiting:
-            never = "\n".join(f"{self.scenario.name}:{cue.line}: never happened: {cue.on}" for cue in self._waiting)
+            never = "\n".join(
+                f"{self.scenario.name}:{cue.line}: never happened: {cue.on}" for cue in self._waiting
+            )
             raise ScenarioError(never + "\n" + "\n".join(self.teller.lines))
         self.teller.closed = True
         told = ["expect", *(f"  {line}" for line in self.teller.lines)]
@@ -233,12 +235,13 @@ class Stage:
         return self.sim.controller is not None and still
 
     def _listen(self) -> None:
-        """Tell the alerts of the living daemons, those about parked operations aside: these are told already."""
+        """Tell the alerts of the living daemons; that an operation is parked is told already."""
         for name, daemon in (("", self.sim.daemon), ("of the old daemon", old_daemon(self.sim))):
-            if daemon is not None and daemon.controller is not None and daemon.life is not None:
-                if daemon.controller not in self._heard:
-                    self._heard.append(daemon.controller)
-                    daemon.life.spawn(self._follow(daemon.controller, name), name="alerts")
+            if daemon is None or daemon.life is None or daemon.controller is None:
+                continue
+            if daemon.controller not in self._heard:
+                self._heard.append(daemon.controller)
+                daemon.life.spawn(self._follow(daemon.controller, name), name="alerts")
 
     async def _follow(self, controller: Controller, name: str) -> None:
         async for event in controller.events():
@@ -260,7 +263,9 @@ class Stage:
         lines = []
         for guest in world.guests.values():
             where = sim.where(guest.name)
-            lines.append(f"{guest.name} " + (f"runs on {' AND '.join(where)}" if where else _still(world, guest.uuid)))
+            lines.append(
+                f"{guest.name} " + (f"runs on {' AND '.join(where)}" if where else _still(world, guest.uuid))
+            )
         for host, machine in world.machines.items():
             words = [] if machine.booted else ["has no power"] if not machine.powered else ["boots"]
             words += [f"is {decided[host]}"] if host in decided else []

@@ -75,7 +75,10 @@ class Teller:
         """Subject -> (what is the case, is that usual)."""
         world, found = self._world, {}
         for host, machine in world.machines.items():
-            found[host] = ("is up" if machine.booted else "boots" if machine.powered else "has no power", False)
+            found[host] = (
+                "is up" if machine.booted else "boots" if machine.powered else "has no power",
+                False,
+            )
         for guest in world.guests.values():
             found[guest.name] = (_guest(world, guest.uuid), True)
         for resource in world.resources.values():
