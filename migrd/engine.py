@@ -364,9 +364,8 @@ class Engine:
             source=state.request.source,
             target=state.request.target,
             order=record.seq,
-            turn=int(record.id.rpartition(".")[2])
-            if record.parent
-            else 0,  # children are OPERATION.1, .2 ...
+            # children are OPERATION.1, .2 ...
+            turn=int(record.id.rpartition(".")[2]) if record.parent else 0,
         )
         for wanted, moves in ((waits, self._waiting), (holds, self._running)):
             if wanted:

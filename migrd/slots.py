@@ -32,8 +32,8 @@ class Caps:
 def admit(waiting: Iterable[Slot], running: Iterable[Slot], caps: Caps) -> list[str]:
     """Operations that may begin now, in order. The drain with the fewest moves in flight goes first.
 
-    Of drains with equally many, the one that has had the fewest turns: with one slot none has a move in flight
-    when it comes free, and the order of asking alone would give it to the first drain until that is done.
+    Of drains with equally many, the one that has had the fewest turns: when a single slot comes free none has
+    a move in flight, and the order of asking alone would give it to the first drain until that is done.
     """
     sources: Counter[str] = Counter()
     targets: Counter[str] = Counter()

@@ -182,7 +182,7 @@ def test_a_stage_is_not_tried_again_on_a_target_without_power(stage: Stage) -> N
         MigrateState(operation="op-1", request=REQUEST),
         stage=Stage.RECONCILE,
         back_to=stage,
-        attempts={each: 1 for each in (Stage.PREPARE, Stage.OPEN_WINDOW, Stage.ACQUIRE)},
+        attempts=dict.fromkeys((Stage.PREPARE, Stage.OPEN_WINDOW, Stage.ACQUIRE), 1),
         tries=1,
         trouble=("h2: Connection timed out",),
     )

@@ -223,7 +223,7 @@ class Stage:
     def _over(self) -> bool:
         """All deeds are done, nothing is in flight, and nothing new has been told for a while."""
         self._listen()
-        sim, now_s = self.sim, self.sim.trace.now_s
+        now_s = self.sim.trace.now_s
         busy = self._due or any(not task.done() for task in self._tasks) or not self._quiet()
         if busy or len(self.teller.lines) != self._lines:
             self._quiet_since_s, self._lines = now_s, len(self.teller.lines)
@@ -276,6 +276,8 @@ class Stage:
                 lines.append(_ended(operation))
         if sim.controller is not None and not sim.controller.readiness().ready:
             lines.append(f"migrd is not ready: {why(*sim.controller.readiness().reasons)}")
+        if self.scenario.brief:
+            lines += [f"at most {most} at once {where}" for where, most in self.teller.most.items() if most]
         return lines + [f"left over: {each}" for each in leftovers(world)]
 
 

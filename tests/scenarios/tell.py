@@ -40,6 +40,7 @@ class Teller:
         self._on_event = on_event
         self._brief = brief
         self._seen: dict[str, str] = {}
+        self.most: dict[str, int] = {}  # "out of h1" -> migrations at once, at most
 
     def say(self, text: str) -> None:
         """Tell it, and let others act on it."""
@@ -58,6 +59,10 @@ class Teller:
 
     def look(self) -> None:
         """After every change of the world: tell what is different for guests, hosts and replicas."""
+        for host, machine in self._world.machines.items():
+            jobs = [domain.job for domain in machine.domains.values()]
+            for way, where in (("out", f"out of {host}"), ("in", f"into {host}")):
+                self.most[where] = max(self.most.get(where, 0), jobs.count(way))
         for subject, (text, usual) in self._facts().items():
             before = self._seen.get(subject)
             if before is None or before == text:
