@@ -13,6 +13,7 @@ from migrd.control import NotFound
 from migrd.controller import Controller
 from migrd.engine import Settings
 from migrd.operations import Operation, OperationState
+from migrd.ports import JournalReadOnly
 from migrd.saga import SagaState
 from migrd.sagas.events import Event
 from migrd.slots import Caps
@@ -217,6 +218,8 @@ class Stage:
             await done
         except Refused as error:
             self.teller.say(f"refused {deed.name} {' '.join(deed.words)}: {why(*error.reasons)}")
+        except JournalReadOnly as error:
+            self.teller.say(f"refused {deed.name} {' '.join(deed.words)}: {why(str(error))}")
         except NotFound:
             self.teller.say(f"refused {deed.name} {' '.join(deed.words)}: not found")
 
