@@ -12,6 +12,8 @@ from agents.protocol import (
     AcquireVolumes,
     AttemptResult,
     CloseWindow,
+    ConnectReplicas,
+    DisconnectReplicas,
     OpenWindow,
     PrepareVolumes,
     ReleaseVolumes,
@@ -57,6 +59,19 @@ async def run_storage(command: StorageCommand, drivers: Drivers, *, deadline_s: 
             before=tuple(before[name] for name in order if name in before),
         ),
     )
+
+
+async def replicas(
+    command: DisconnectReplicas | ConnectReplicas, drivers: Drivers, *, deadline_s: float
+) -> Ended:
+    """Every volume that the drivers hold, all at once. Never raises storage errors."""
+    calls = []
+    for driver in drivers.values():
+        act = driver.disconnect if isinstance(command, DisconnectReplicas) else driver.connect
+        for volume in await driver.volumes():
+            calls.append(_with_deadline(act(volume), volume, deadline_s))
+    outcome, reasons = merge(await asyncio.gather(*calls, return_exceptions=True))
+    return Ended(outcome=outcome, reasons=reasons)
 
 
 def _log_bugs(command: StorageCommand, ended: Sequence[BaseException | None]) -> None:

@@ -90,6 +90,8 @@ class Invariants:
             if host not in resource.replicas:
                 continue
             mine, peer = resource.mine(host), resource.peer(host)
+            if resource.connected and peer.role is Role.PRIMARY:
+                self._violate("I5", f"{host} vanishes from {resource.name}: {peer.host} holds writes back")
             if mine.role is Role.PRIMARY:
                 self._violate("I12", f"{host} is powered off as primary of {resource.name}")
             elif mine.is_behind(peer) or (not resource.connected and told_s - resource.lost_s < UNKNOWABLE_S):
