@@ -150,10 +150,11 @@ class Migration:
 
     # -- the other ways --------------------------------------------------------------------------
 
-    def abort(self) -> None:
-        """virDomainAbortJob. Too late from the switch-over on."""
+    def abort(self) -> str:
+        """virDomainAbortJob. Too late from the switch-over on. Has nothing to say: ''."""
         if self.phase in ("prepare", "copy"):
             self.broken("migration out job: canceled by client", late=False, code=OPERATION_ABORTED)
+        return ""
 
     def reconsider(self) -> None:
         """A link, a power supply or a libvirtd has changed: does the stream still stand?"""

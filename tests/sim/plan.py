@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tests.sim.world import GIB
@@ -39,7 +40,7 @@ class Deed:
     at_s: float
     what: str
     arguments: tuple[object, ...] = ()
-    options: dict[str, object] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     writes: int = 0
 
     def __str__(self) -> str:
@@ -119,8 +120,8 @@ def _commands(rng: random.Random, hosts: tuple[str, ...], guests: tuple[GuestPla
                     deeds.append(Deed(at_s + rng.uniform(2.0, 40.0), "bmc", (host, "")))
                 if drain == "drain-off" and rng.random() < 0.4:  # is its copy the only one by now?
                     other = rng.choice([h for h in hosts if h != host])
-                    what = rng.choice((("cut", (other,)), ("cut_link", (host, other))))
-                    deeds.append(Deed(rng.uniform(0.0, 1.0), *what, writes=rng.randrange(5, 45)))
+                    what, whom = rng.choice((("cut", (other,)), ("cut_link", (host, other))))
+                    deeds.append(Deed(rng.uniform(0.0, 1.0), what, whom, writes=rng.randrange(5, 45)))
                 if rng.random() < 0.5:
                     restore = rng.random() < 0.7
                     back_s = at_s + rng.uniform(5.0, 25.0)

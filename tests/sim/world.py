@@ -199,7 +199,7 @@ class World:
     def between(self, bounds: tuple[float, float]) -> float:
         return self.rng.uniform(*bounds)
 
-    def later(self, delay_s: float, what: Callable[..., None], *args: object) -> asyncio.TimerHandle:
+    def later(self, delay_s: float, what: Callable[..., object], *args: object) -> asyncio.TimerHandle:
         """A thing of the world: it happens whoever has died."""
         return self.loop.call_later(delay_s, lambda: what(*args), context=self._context)
 
