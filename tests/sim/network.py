@@ -74,11 +74,11 @@ class Network:
         self.powered: Callable[[str], bool] = lambda _host: True
         self.obeyed: dict[str, int] = {}  # host -> highest epoch of a command it took (I4)
         self._context = Context()
-        self._open: dict[str, set[Exchange | Stream]] = {}
+        self._open: dict[str, dict[Exchange | Stream, None]] = {}  # in order, unlike a set
 
     def add(self, host: str) -> None:
         self.links[host] = Link(host)
-        self._open[host] = set()
+        self._open[host] = {}
 
     def listen(self, server: Server) -> None:
         self.servers[server.host] = server
@@ -112,10 +112,10 @@ class Network:
         return SimTransport(self, self.links[host])
 
     def begin(self, host: str, each: Exchange | Stream) -> None:
-        self._open[host].add(each)
+        self._open[host][each] = None
 
     def end(self, host: str, each: Exchange | Stream) -> None:
-        self._open[host].discard(each)
+        self._open[host].pop(each, None)
 
     def took(self, host: str, target: str, body: bytes, reply: Reply) -> None:
         """I4, from outside: a command under an older epoch than one obeyed before was taken."""
