@@ -74,7 +74,7 @@ class Network:
         self.powered: Callable[[str], bool] = lambda _host: True
         self.obeyed: dict[str, int] = {}  # host -> highest epoch of a command it took (I4)
         self._context = Context()
-        self._open: dict[str, dict[Exchange | Stream, None]] = {}  # in order, as no set of objects is
+        self._open: dict[str, dict[Exchange | Stream, None]] = {}  # in order, unlike a set
 
     def add(self, host: str) -> None:
         self.links[host] = Link(host)
@@ -149,7 +149,7 @@ class Exchange:
             return
         net.later(delay_s, self._arrive, False)
         if rng.random() < link.duplicate:
-            net.later(delay_s + rng.uniform(0.0, 3.0), self._arrive, True)
+            net.later(delay_s + rng.uniform(0.0, rng.choice((3.0, 30.0))), self._arrive, True)
 
     def _arrive(self, again: bool) -> None:
         net, link = self._net, self._link
