@@ -119,7 +119,7 @@ class Network:
 
     def took(self, host: str, target: str, body: bytes, reply: Reply) -> None:
         """I4, from outside: a command under an older epoch than one obeyed before was taken."""
-        if target != "/v1/attempts" or reply.status not in (200, 202):
+        if target.partition("?")[0] != "/v1/attempts" or reply.status not in (200, 202):
             return
         attempt = read(Attempt, body)
         if attempt.epoch < self.obeyed.get(host, 0):
