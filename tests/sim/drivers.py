@@ -75,13 +75,19 @@ class SimDrbd:
             reasons.append(f"{volume.name}: the peer is or may be primary, and two are not allowed")
         if reasons:
             raise Refused(*reasons)
-        refused = await self._host.tool(f"promote {volume.name}", lambda: self._promote(resource))
+        looked_s = self._host.world.loop.time()
+        refused = await self._host.tool(f"promote {volume.name}", lambda: self._promote(resource, looked_s))
         if refused:
             raise Failed(f"{volume.name} could not be promoted: {refused}")
+        if apart := resource.problems(name):  # the link broke meanwhile: nobody keeps a copy that may be old
+            await self._host.tool(f"demote {volume.name}", lambda: self._demote(resource))
+            raise Refused(*apart)
 
-    def _promote(self, resource: Resource) -> str:
+    def _promote(self, resource: Resource, looked_s: float) -> str:
+        """What breaks between look and act cannot be known: the driver looks again after it, and demotes."""
         name, world = self._host.name, self._host.world
-        if not resource.current(name):
+        known = resource.connected or resource.lost_s < looked_s
+        if known and not resource.current(name):
             world.trace.violate("I7", f"{resource.name} is promoted on {name}, a stale copy")
         refused = resource.promote(name)
         world.changed(name, f"promotes {resource.name}: {refused or 'done'}")
@@ -124,6 +130,8 @@ class SimDrbd:
         name, world = self._host.name, self._host.world
 
         def put() -> str:
+            if resource.by_hand and not allowed:
+                world.trace.violate("I6", f"{resource.name}: a window that somebody else opened is closed")
             refused = resource.set_flag(name, allowed=allowed)
             world.changed(name, f"two primaries of {resource.name} -> {allowed}: {refused or 'done'}")
             return refused

@@ -94,7 +94,12 @@ def _commands(rng: random.Random, hosts: tuple[str, ...], guests: tuple[GuestPla
         match rng.choice(("migrate", "migrate", "drain", "drain", "drain-off")):
             case "migrate":
                 to = rng.choice((None, *hosts))
-                deeds.append(Deed(at_s, "migrate", (rng.choice(guests).name, to)))
+                guest = rng.choice(guests)
+                deeds.append(Deed(at_s, "migrate", (guest.name, to)))
+                if rng.random() < 0.1:  # seen by no report yet, perhaps
+                    deeds.append(
+                        Deed(max(0.0, at_s - rng.uniform(0.1, 4.0)), "window_by_hand", (guest.name,))
+                    )
             case drain:
                 host = rng.choice(hosts)
                 allow = tuple(g.name for g in guests if rng.random() < 0.1)
