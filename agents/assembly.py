@@ -86,6 +86,7 @@ def assemble(
         ledger=ledger,
         hypervisor=parts.hypervisor,
         drivers=parts.drivers,
+        in_use=parts.in_use,
         on_end=ended,
         attempts_max=limits.attempts,
         migrations_max=limits.migrations,

@@ -21,6 +21,7 @@ class Needs:
     networks: tuple[str, ...] = ()
     cpu_xml: str = ""
     blockers: tuple[str, ...] = ()
+    cold_blockers: tuple[str, ...] | None = None
 
 
 class Discover(Protocol):
@@ -45,6 +46,7 @@ def domain_report(domain: DomainFull, needs: Needs) -> DomainReport:
         networks=needs.networks,
         cpu_xml=needs.cpu_xml,
         blockers=needs.blockers,
+        cold_blockers=needs.cold_blockers,
         job=domain.facts.job,
         xml=domain.xml,
     )

@@ -96,6 +96,7 @@ class DomainReport:
     blockers: tuple[str, ...]  # reasons seen in the XML why it cannot migrate live, each a full sentence
     job: bool = False  # a libvirt job (e.g. a migration) runs on it
     xml: str = ""  # inactive definition, kept by the daemon
+    cold_blockers: tuple[str, ...] | None = None  # why it cannot move shut off; None = not known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,6 +248,33 @@ class ShutdownDomain:
     kind: Literal["shutdown-domain"] = "shutdown-domain"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveDefinition:
+    """Move the definition of a shut-off guest to another host. Runs where the definition is.
+
+    libvirt defines it there first, without autostart, and undefines it here last. The agent refuses unless
+    the domain is persistent, shut off, and no QEMU of it is seen in /proc (I11).
+    """
+
+    uuid: str
+    target_uri: str
+    target_address: str
+    kind: Literal["move-definition"] = "move-definition"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartDomain:
+    """Start a shut-off guest. The daemon answers for all other hosts (I1, I2), the agent for this one.
+
+    The agent refuses unless the domain is defined here and shut off, no QEMU of it is seen in /proc, and this
+    host holds every volume (role PRIMARY or ATTACHED). A guest that runs here already is DONE.
+    """
+
+    handover: Handover
+    volumes: tuple[AnyVolume, ...]
+    kind: Literal["start-domain"] = "start-domain"
+
+
 Command = Annotated[
     PrepareVolumes
     | OpenWindow
@@ -255,7 +283,9 @@ Command = Annotated[
     | CloseWindow
     | MigrateDomain
     | SweepTarget
-    | ShutdownDomain,
+    | ShutdownDomain
+    | MoveDefinition
+    | StartDomain,
     Field(discriminator="kind"),
 ]
 

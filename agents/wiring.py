@@ -72,18 +72,18 @@ class HostDiscover:
         self._now = now
         self._devices = discover.Devices()
         self._due_s = 0.0
-        self._known: dict[str, tuple[str, Needs]] = {}
+        self._known: dict[str, tuple[tuple[str, str], Needs]] = {}
 
     async def __call__(self, domain: DomainFull) -> Needs:
         """See Discover. Without an answer from the storage tools the last known devices stay."""
         if self._now() >= self._due_s:
             await self._refresh()
-        xml = domain.live_xml or domain.xml
+        texts = (domain.live_xml or domain.xml, domain.xml or domain.live_xml)
         known = self._known.get(domain.facts.uuid)
-        if known is not None and known[0] == xml:
+        if known is not None and known[0] == texts:
             return known[1]
-        needs = needs_of(xml, self._devices, host_cpu_xml=domain.host_cpu_xml)
-        self._known[domain.facts.uuid] = (xml, needs)
+        needs = needs_of(texts[0], self._devices, host_cpu_xml=domain.host_cpu_xml, inactive=texts[1])
+        self._known[domain.facts.uuid] = (texts, needs)
         return needs
 
     async def _refresh(self) -> None:
@@ -100,13 +100,21 @@ class HostDiscover:
         self._due_s = self._now() + self._max_age_s
 
 
-def needs_of(xml: str, devices: discover.Devices, *, host_cpu_xml: str = "") -> Needs:
-    """Pure: what a definition needs of a host that has these devices. Never raises."""
+def needs_of(
+    xml: str, devices: discover.Devices, *, host_cpu_xml: str = "", inactive: str | None = None
+) -> Needs:
+    """Pure: what a definition needs of a host that has these devices. Never raises.
+
+    `inactive`: the definition that the next start takes, when it is another than `xml`, which runs.
+    """
     found = discover.find(xml, devices)
+    cold_blockers = found.cold_blockers
+    if inactive is not None and inactive != xml:
+        cold_blockers = _cold_blockers(found, discover.find(inactive, devices))
     try:
         root = read_xml(xml)
     except UnreadableXmlError:
-        return Needs(blockers=found.blockers)
+        return Needs(blockers=found.blockers, cold_blockers=cold_blockers)
     return Needs(
         memory_bytes=domain_xml.memory_bytes(root),
         vcpus=domain_xml.vcpus(root),
@@ -115,7 +123,29 @@ def needs_of(xml: str, devices: discover.Devices, *, host_cpu_xml: str = "") -> 
         networks=found.networks,
         cpu_xml=cpu_question.of(root, host_cpu_xml),
         blockers=found.blockers,
+        cold_blockers=cold_blockers,
     )
+
+
+def _cold_blockers(live: discover.Found, next_start: discover.Found) -> tuple[str, ...]:
+    """After a cold move the guest starts from its definition on disk: what that one opens must be what was
+    proved to be the same on both hosts (I9), so the two may not differ in disks and networks."""
+    differ = [
+        word
+        for word, here, there in (
+            ("disks", live.volumes, next_start.volumes),
+            ("bridges", live.bridges, next_start.bridges),
+            ("networks", live.networks, next_start.networks),
+        )
+        if set(here) != set(there)
+    ]
+    if not differ:
+        return next_start.cold_blockers
+    reason = (
+        f"its definition has other {' and '.join(differ)} than the running guest: compare virsh dumpxml "
+        "with virsh dumpxml --inactive, and make them equal"
+    )
+    return (*next_start.cold_blockers, reason)
 
 
 _TOOLS: tuple[tuple[str, Sequence[str], str], ...] = (

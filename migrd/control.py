@@ -38,6 +38,7 @@ class UndrainRequest:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrateRequest:
     to: str | None = None
+    cold: bool = False  # consent by name: the guest may be shut down for its move, and is started again (I5)
 
 
 PowerAction = Literal["on", "off", "status"]

@@ -50,6 +50,7 @@ from migrd.roster import reasons_not_to_add, reasons_not_to_remove
 from migrd.sagas.drain import DrainState
 from migrd.sagas.events import (
     CancelRequested,
+    ColdRequested,
     DrainRequested,
     HostAdded,
     HostRemoved,
@@ -60,7 +61,6 @@ from migrd.sagas.events import (
     UndrainRequested,
 )
 from migrd.sagas.events import MigrateRequested as MigrateRow
-from migrd.sagas.migrate_state import MigrateState, Stage
 from migrd.sagas.power import PowerState
 from migrd.sagas.roster import RosterState
 from migrd.sagas.undrain import UndrainState
@@ -194,7 +194,7 @@ class Controller:
             self._follow(record.state.request)
         self._observer.operation_changed(shown)
         self._note_move(record, shown)
-        where = f" in {_stage_of(record)}" if not shown.state.ended else ""
+        where = f" in {saga.word_of(record.state)}" if not shown.state.ended else ""
         why = f": {shown.reason}" if shown.reason else ""
         self._publish(shown, f"{shown.id} {shown.kind} {shown.subject} is {shown.state}{where}{why}")
         if shown.state is OperationState.PARKED:
@@ -216,9 +216,10 @@ class Controller:
                 self._members.drop(request.host)
 
     def _note_move(self, record: Record, shown: Operation) -> None:
-        if not isinstance(record.state, MigrateState):
+        if not isinstance(record.state, saga.MoveState):
             return
-        active = not shown.state.ended and record.state.stage not in (Stage.PENDING, Stage.PARKED)
+        waits = saga.pending(record.state) or saga.parked(record.state)
+        active = not shown.state.ended and not waits
         if active and record.id not in self._moving:
             self._moving.add(record.id)
             self._observer.move_started(shown)
@@ -259,7 +260,7 @@ class Controller:
         now_s = self._clock.monotonic()
         for record in self._engine.open():
             state = record.state
-            if not isinstance(state, MigrateState) or state.stage is not Stage.PARKED or not state.waits_for:
+            if not isinstance(state, saga.MoveState) or not saga.parked(state) or not state.waits_for:
                 continue
             since_s, was_silent = self._parked.get(record.id, (now_s, False))
             there = all(
@@ -320,7 +321,7 @@ class Controller:
         found = self._guest(guest)
         if request.to is not None:
             self._host(request.to)
-        plan = await self._engine.placement.plan_migrate(found, request.to)
+        plan = await self._engine.placement.plan_migrate(found, request.to, cold=request.cold)
         refusals = (*self._engine.busy(found.uuid), *plan.refusals)
         return replace(plan, refusals=tuple(dict.fromkeys(refusals)))
 
@@ -374,8 +375,12 @@ class Controller:
         if not plan.moves:
             raise Refused(f"{guest}: there is nothing to move")
         move = plan.moves[0]
-        row = self._engine.request(move.guest, move.source, move.target, "", request.to)
-        return await self._begin(row, "")
+        engine = self._engine
+        if request.cold:
+            return await self._begin(
+                engine.cold_request(move.guest, move.source, move.target, request.to), ""
+            )
+        return await self._begin(engine.request(move.guest, move.source, move.target, "", request.to), "")
 
     async def power(self, host: str, action: Literal["on", "off"]) -> Operation:
         self._host(host)
@@ -435,9 +440,10 @@ class Controller:
         """Raises Refused, JournalReadOnly: then nothing was begun."""
 
         def conflict() -> list[str]:
-            held = self._engine.busy(row.guest) if isinstance(row, MigrateRow) else self._host_busy(host)
+            if isinstance(row, MigrateRow | ColdRequested):
+                return [*self._engine.busy(row.guest), *self._outdated()]
             alone = self._last_in_use(host) if isinstance(row, DrainRequested) else []
-            return [*held, *alone, *self._outdated()]
+            return [*self._host_busy(host), *alone, *self._outdated()]
 
         return operation(await self._engine.begin("", row, conflict))
 
@@ -488,11 +494,6 @@ class Controller:
         if len(found) > 1:
             raise Refused(*(f"{name} is the name of {g.uuid} on {g.host}: give the uuid" for g in found))
         return found[0]
-
-
-def _stage_of(record: Record) -> str:
-    state = record.state
-    return state.stage.value if isinstance(state, MigrateState) else state.phase.value
 
 
 def _moved(drain: DrainState) -> tuple[MovedGuest, ...]:

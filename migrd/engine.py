@@ -44,6 +44,7 @@ from migrd.sagas.events import (
     Admitted,
     CancelRequested,
     ChildEnded,
+    ColdRequested,
     Event,
     HostAdded,
     HostRemoved,
@@ -56,7 +57,7 @@ from migrd.sagas.events import (
     Resumed,
     Withdrawn,
 )
-from migrd.sagas.migrate_state import MigrateState, Stage
+from migrd.sagas.migrate_state import MigrateState
 from migrd.sagas.roster import RosterState
 from migrd.sagas.undrain import UndrainState
 from migrd.slots import Caps, Slot, admit
@@ -125,7 +126,7 @@ class Engine:
         """Fold the journal. Raises JournalError if this version cannot follow it."""
         for record in await self._journal.ended():
             self.records[record.id] = record
-            if not isinstance(record.state, MigrateState):
+            if not isinstance(record.state, saga.MoveState):
                 self._deciding[record.id] = record
         for row in await self._journal.load(skip=frozenset(self.records)):
             found = self.records.get(row.operation)
@@ -192,7 +193,7 @@ class Engine:
             state, commands = saga.start(operation, request)
             record = self._register(operation, request, state, row)
             self._join(record)
-        if isinstance(request, MigrateRequested):
+        if isinstance(request, MigrateRequested | ColdRequested):
             self.placement.release([request.guest])  # from here on it counts as in flight
         record.note(row.at_s)
         self._spawn(record, commands)
@@ -204,7 +205,7 @@ class Engine:
         parent = request.parent if isinstance(request, MigrateRequested) else ""
         record = Record(id=operation, state=state, requested_at_s=row.at_s, seq=row.seq, parent=parent)
         self.records[operation] = self._open[operation] = record
-        if not isinstance(state, MigrateState):
+        if not isinstance(state, saga.MoveState):
             self._deciding[operation] = record
         self._note_slot(record)
         if isinstance(request, HostAdded | HostRemoved):
@@ -328,18 +329,18 @@ class Engine:
 
     def _end_of(self, record: Record) -> ChildEnded:
         state = record.state
-        target = state.request.target if isinstance(state, MigrateState) else ""
+        target = state.request.target if isinstance(state, saga.MoveState) else ""
         return ChildEnded(
             child=record.id,
             state=projection.operation_state(state),
             target=target,
             reason="; ".join(state.reasons),
-            cancelled=isinstance(state, MigrateState) and state.cancelled,
+            cancelled=isinstance(state, saga.MoveState) and state.cancelled,
         )
 
-    def moves(self) -> list[tuple[Record, MigrateState]]:
-        """Every open migration."""
-        return [(r, r.state) for r in self.open() if isinstance(r.state, MigrateState)]
+    def moves(self) -> list[tuple[Record, saga.MoveState]]:
+        """Every open move of a guest, live or cold."""
+        return [(r, r.state) for r in self.open() if isinstance(r.state, saga.MoveState)]
 
     def administrative(self) -> Mapping[str, HostState]:
         """Draining, drained, off: what the journal says about hosts."""
@@ -350,11 +351,12 @@ class Engine:
     def _note_slot(self, record: Record) -> bool:
         """Does the move wait, hold a slot, or neither? True if that is not what it was."""
         state = record.state
-        if not isinstance(state, MigrateState):
+        if not isinstance(state, saga.MoveState):
             return False
-        waits = state.stage is Stage.PENDING and record.id not in self._admitted
+        waits = saga.pending(state) and record.id not in self._admitted
         # Past the commit point only its disks are tidied up: that keeps no other move waiting.
-        holds = not (waits or state.stage.ended or state.stage is Stage.PARKED or state.committed)
+        tidies = isinstance(state, MigrateState) and state.committed
+        holds = not (waits or saga.ended(state) or saga.parked(state) or tidies)
         if waits == (record.id in self._waiting) and holds == (record.id in self._running):
             return False
         slot = Slot(
@@ -481,6 +483,10 @@ class Engine:
             bandwidth_bps=self.settings.bandwidth_bps,
             deadline_s=self.settings.migrate_deadline_s,
         )
+
+    def cold_request(self, guest: str, source: str, target: str, asked: str | None) -> ColdRequested:
+        """The first row of a cold move, consent included (I5). Raises Refused when something is not known."""
+        return self.placement.cold_request(guest, source, target, asked_target=asked, may_stop=True)
 
     async def check_power_off(self, host: str) -> PowerChecked:
         """I12: what the hosts report at this moment, and every open move from or to `host`.

@@ -117,6 +117,7 @@ def guest_of(domain: DomainReport, host: str) -> Guest:
         networks=domain.networks,
         cpu_xml=domain.cpu_xml,
         blockers=domain.blockers,
+        cold_blockers=domain.cold_blockers,
         job=domain.job,
     )
 

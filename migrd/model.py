@@ -71,7 +71,8 @@ class Guest:
     bridges: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
     cpu_xml: str = ""  # the question for Preflight.cpus; "" = not known, so it goes nowhere
-    blockers: tuple[str, ...] = ()
+    blockers: tuple[str, ...] = ()  # to a live migration
+    cold_blockers: tuple[str, ...] | None = None  # to a move shut off; None = its agent does not say
     job: bool = False
 
 
@@ -140,7 +141,7 @@ class Plan:
 
     host: str
     moves: tuple[Move, ...]
-    stops: tuple[str, ...] = ()  # uuids that the operator allowed to be shut down and that cannot move
+    stops: tuple[str, ...] = ()  # uuids that will be shut down, as the operator allowed by name
     stays: tuple[str, ...] = ()  # uuids that are shut off and stay defined here
     names: Mapping[str, str] = field(default_factory=dict)  # of the guests in `stops` and `stays`, by uuid
     blockers: tuple[Blocker, ...] = ()

@@ -34,12 +34,15 @@ class OperationState(StrEnum):
         return self in (OperationState.DONE, OperationState.UNDONE, OperationState.FAILED)
 
 
+StepWord = Literal["waiting", "running", "done", "undone", "failed", "skipped"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepView:
     """One step of a saga as shown to people."""
 
     name: str
-    state: Literal["waiting", "running", "done", "undone", "failed", "skipped"]
+    state: StepWord
     attempt: int = 0
     reasons: tuple[str, ...] = ()
 

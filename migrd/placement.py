@@ -11,10 +11,18 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
 from agents.protocol import HostReport
-from migrd.model import Cluster, Facts, Guest, HostState, Plan
+from migrd.model import Cluster, Facts, Guest, Host, HostState, Plan
 from migrd.ports import Clock, InterviewerPort, PlannerPort, PowerPort, ViewPort
 from migrd.sagas.commands import Choose
-from migrd.sagas.events import Chosen, HostChecked, LeftGuest, MigrateRequested, PowerChecked, Surveyed
+from migrd.sagas.events import (
+    Chosen,
+    ColdRequested,
+    HostChecked,
+    LeftGuest,
+    MigrateRequested,
+    PowerChecked,
+    Surveyed,
+)
 from storage.errors import OutcomeError, Refused
 from storage.words import DrbdVolume, Health
 
@@ -65,18 +73,20 @@ class Placement:
             self._cluster(), host, facts, allow_stop=allow_stop, promised=self._promised()
         )
 
-    async def plan_migrate(self, guest: Guest, to: str | None) -> Plan:
+    async def plan_migrate(self, guest: Guest, to: str | None, *, cold: bool = False) -> Plan:
         """The plan for one move that would begin now; `to`: the only target that is wanted."""
         async with self._lock:
-            plan = await self._plan_migrate(guest, to)
+            plan = await self._plan_migrate(guest, to, cold)
             if plan.refusals or plan.blockers:
                 await self._look_again(guest.host, to or "")
-                plan = await self._plan_migrate(guest, to)
+                plan = await self._plan_migrate(guest, to, cold)
             return plan
 
-    async def _plan_migrate(self, guest: Guest, to: str | None) -> Plan:
-        facts = await self._ask(guest.host, guest.uuid)
-        return self._planner.plan_migrate(self._cluster(), guest.uuid, to, facts, promised=self._promised())
+    async def _plan_migrate(self, guest: Guest, to: str | None, cold: bool) -> Plan:
+        facts = await self._ask(guest.host, guest.uuid, cold=cold)
+        return self._planner.plan_migrate(
+            self._cluster(), guest.uuid, to, facts, promised=self._promised(), cold=cold
+        )
 
     async def choose(self, command: Choose) -> Chosen:
         """A target for one guest, held for it until its move is journalled."""
@@ -109,9 +119,9 @@ class Placement:
         )
         return Chosen(guest=command.guest, target=target.host, reasons=target.reasons)
 
-    async def _ask(self, host: str, guest: str = "") -> Facts:
+    async def _ask(self, host: str, guest: str = "", *, cold: bool = False) -> Facts:
         cluster = self._cluster()
-        return await self._interviewer.ask(cluster, self._planner.questions(cluster, host, guest))
+        return await self._interviewer.ask(cluster, self._planner.questions(cluster, host, guest, cold=cold))
 
     async def _look_again(self, *hosts: str) -> dict[str, str]:
         """Nobody is refused on old news: a report is up to seconds old, and a job that it shows may be over.
@@ -160,6 +170,46 @@ class Placement:
 
     def request(self, guest: str, source: str, target: str, **more: object) -> MigrateRequested:
         """The first row of a move, from the newest snapshot. Raises Refused when something is not known."""
+        found, here, there = self._ends(guest, source, target)
+        return MigrateRequested(
+            guest=guest,
+            name=found.name,
+            source=source,
+            source_node=here.node,
+            target=target,
+            target_node=there.node,
+            target_uri=there.migration_uri,
+            target_address=there.migration_address,
+            volumes=found.volumes,
+            **more,  # type: ignore[arg-type]  # the policy's figures, by name
+        )
+
+    def cold_request(
+        self, guest: str, source: str, target: str, *, asked_target: str | None, may_stop: bool
+    ) -> ColdRequested:
+        """The same for a cold move, whose way back needs the source's own door. Raises Refused."""
+        found, here, there = self._ends(guest, source, target)
+        if not here.migration_uri or not here.node:
+            raise Refused(f"{source} has not told where migrations go")
+        return ColdRequested(
+            guest=guest,
+            name=found.name,
+            source=source,
+            source_node=here.node,
+            source_uri=here.migration_uri,
+            source_address=here.migration_address,
+            target=target,
+            target_node=there.node,
+            target_uri=there.migration_uri,
+            target_address=there.migration_address,
+            volumes=found.volumes,
+            may_stop=may_stop,
+            autostart=found.autostart,
+            asked_target=asked_target,
+        )
+
+    def _ends(self, guest: str, source: str, target: str) -> tuple[Guest, Host, Host]:
+        """The guest, where it is, and where it goes."""
         cluster = self._view.cluster()
         found = next((g for g in cluster.guests if g.uuid == guest and g.host == source), None)
         if found is None:
@@ -167,21 +217,10 @@ class Placement:
         reasons = [f"host {name} is not known" for name in (source, target) if name not in cluster.hosts]
         if reasons:
             raise Refused(*reasons)
-        to = cluster.hosts[target]
-        if not to.migration_uri or not to.node:
+        there = cluster.hosts[target]
+        if not there.migration_uri or not there.node:
             raise Refused(f"{target} has not told where migrations go")
-        return MigrateRequested(
-            guest=guest,
-            name=found.name,
-            source=source,
-            source_node=cluster.hosts[source].node,
-            target=target,
-            target_node=to.node,
-            target_uri=to.migration_uri,
-            target_address=to.migration_address,
-            volumes=found.volumes,
-            **more,  # type: ignore[arg-type]  # the policy's figures, by name
-        )
+        return found, cluster.hosts[source], there
 
     # -- asked of the hosts themselves, now -------------------------------------------------------
 

@@ -38,7 +38,14 @@ class BoundPlanner:
         )
 
     def plan_migrate(
-        self, cluster: Cluster, guest: str, to: str | None, facts: Facts, *, promised: Mapping[str, str]
+        self,
+        cluster: Cluster,
+        guest: str,
+        to: str | None,
+        facts: Facts,
+        *,
+        promised: Mapping[str, str],
+        cold: bool = False,
     ) -> Plan:
         return planner.plan_migrate(
             cluster,
@@ -48,6 +55,7 @@ class BoundPlanner:
             self._policy,
             busy=_busy(promised),
             promises=_promises(cluster, promised),
+            cold=cold,
         )
 
     def choose(
@@ -70,10 +78,13 @@ class BoundPlanner:
             return Target(host=choice.move.target)
         return Target(host="", reasons=tuple(sentence(blocker) for blocker in choice.blockers))
 
-    def questions(self, cluster: Cluster, host: str, guest: str = "") -> Mapping[str, Preflight]:
+    def questions(
+        self, cluster: Cluster, host: str, guest: str = "", *, cold: bool = False
+    ) -> Mapping[str, Preflight]:
         if not guest:
             return planner.questions(cluster, host)
-        return planner.questions_for(cluster, [each for each in cluster.guests if _is(each, guest, host)])
+        asking = [each for each in cluster.guests if _is(each, guest, host)]
+        return planner.questions_for(cluster, asking, cold=cold)
 
     def reasons_not_to_power_off(
         self, host: str, reports: Mapping[str, tuple[HostReport, float]], unheard: Collection[str]

@@ -131,7 +131,14 @@ class PlannerPort(Protocol):
     ) -> Plan: ...
 
     def plan_migrate(
-        self, cluster: Cluster, guest: str, to: str | None, facts: Facts, *, promised: Mapping[str, str]
+        self,
+        cluster: Cluster,
+        guest: str,
+        to: str | None,
+        facts: Facts,
+        *,
+        promised: Mapping[str, str],
+        cold: bool = False,
     ) -> Plan: ...
 
     def choose(
@@ -145,7 +152,9 @@ class PlannerPort(Protocol):
         to: str = "",
     ) -> Target: ...
 
-    def questions(self, cluster: Cluster, host: str, guest: str = "") -> Mapping[str, Preflight]: ...
+    def questions(
+        self, cluster: Cluster, host: str, guest: str = "", *, cold: bool = False
+    ) -> Mapping[str, Preflight]: ...
 
     def reasons_not_to_power_off(
         self, host: str, reports: Mapping[str, tuple[HostReport, float]], unheard: Collection[str]

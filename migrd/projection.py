@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal, assert_never
+from typing import assert_never
 
 from agents.protocol import MigrationProgress
 from migrd import saga
+from migrd.cold_steps import cold_steps
 from migrd.model import HostState
-from migrd.operations import Operation, OperationKind, OperationState, StepView
+from migrd.operations import Operation, OperationKind, OperationState, StepView, StepWord
 from migrd.saga import SagaState
 from migrd.sagas import power, undrain
+from migrd.sagas.cold_state import ColdStage, ColdState
 from migrd.sagas.drain import DrainState, GuestTask, Task
 from migrd.sagas.drain import Phase as DrainPhase
 from migrd.sagas.events import HostAdded, HostRemoved
@@ -22,7 +24,6 @@ from migrd.sagas.undrain import Back, UndrainState
 
 _PATH = (Stage.PRECHECK, *FORWARD, Stage.SETTLE, *FINISH, Stage.VERIFY)
 _BACK_PATH = (*BACK, Stage.VERIFY_BACK)
-StepWord = Literal["waiting", "running", "done", "undone", "failed", "skipped"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,8 +44,7 @@ class Record:
 
     def note(self, at_s: float) -> None:
         """Called after every journalled event."""
-        begun = not isinstance(self.state, MigrateState) or self.state.stage is not Stage.PENDING
-        if begun and self.started_at_s is None:
+        if not saga.pending(self.state) and self.started_at_s is None:
             self.started_at_s = at_s
         if (
             self.first_call_at_s is None
@@ -61,8 +61,8 @@ def operation_state(state: SagaState) -> OperationState:
     if saga.parked(state):
         return OperationState.PARKED
     match state:
-        case MigrateState():
-            return _migrate_state(state)
+        case MigrateState() | ColdState():
+            return _move_state(state)
         case DrainState() | UndrainState():
             if state.phase.ended:
                 return OperationState(state.phase.value)
@@ -75,13 +75,13 @@ def operation_state(state: SagaState) -> OperationState:
             assert_never(state)
 
 
-def _migrate_state(state: MigrateState) -> OperationState:
+def _move_state(state: saga.MoveState) -> OperationState:
     match state.stage:
-        case Stage.PENDING:
+        case Stage.PENDING | ColdStage.PENDING:
             return OperationState.PENDING
-        case Stage.DONE:
+        case Stage.DONE | ColdStage.DONE:
             return OperationState.DONE
-        case Stage.UNDONE:
+        case Stage.UNDONE | ColdStage.UNDONE:
             return OperationState.UNDONE
         case _:
             turned = state.cancelled or state.going_back
@@ -117,6 +117,18 @@ def operation(record: Record) -> Operation:
                 progress=record.progress,
                 downtime_ms=state.downtime_ms,
                 first_call_at_s=record.first_call_at_s,
+            )
+        case ColdState():
+            wanted = state.request
+            return Operation(
+                **common,  # type: ignore[arg-type]
+                kind=OperationKind.MIGRATE,
+                subject=wanted.name,
+                guest=wanted.guest,
+                source=wanted.source,
+                target=wanted.target,
+                request={"guest": wanted.name, "to": wanted.asked_target, "cold": True},
+                steps=cold_steps(state),
             )
         case DrainState():
             asked = state.request

@@ -17,7 +17,6 @@ from migrd.sagas import power
 from migrd.sagas.drain import DrainState
 from migrd.sagas.drain import Phase as DrainPhase
 from migrd.sagas.events import HostAdded, HostRemoved
-from migrd.sagas.migrate_state import MigrateState
 from migrd.sagas.power import PowerState
 from migrd.sagas.roster import RosterState
 from migrd.sagas.undrain import UndrainState
@@ -120,7 +119,7 @@ def last_drain(records: Iterable[Record], host: str) -> DrainState | None:
     found: DrainState | None = None
     for record in records:
         state = record.state
-        if isinstance(state, MigrateState) or state.request.host != host:
+        if isinstance(state, saga.MoveState) or state.request.host != host:
             continue
         match state:
             case DrainState(phase=DrainPhase.DONE):

@@ -11,10 +11,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import assert_never
 
-from migrd.sagas import drain, migrate, power, roster, undrain
+from migrd.sagas import cold, drain, migrate, power, roster, undrain
+from migrd.sagas.cold_state import ColdState
 from migrd.sagas.commands import IllegalEvent, SagaCommand
 from migrd.sagas.drain import DrainState
 from migrd.sagas.events import (
+    ColdRequested,
     DrainRequested,
     Event,
     HostAdded,
@@ -29,7 +31,10 @@ from migrd.sagas.power import PowerState
 from migrd.sagas.roster import RosterState
 from migrd.sagas.undrain import UndrainState
 
-SagaState = MigrateState | DrainState | UndrainState | PowerState | RosterState
+MoveState = MigrateState | ColdState
+"""One guest on its way from one host to another: `request` names both, `stage` has PENDING and PARKED."""
+
+SagaState = MoveState | DrainState | UndrainState | PowerState | RosterState
 Result = tuple[SagaState, tuple[SagaCommand, ...]]
 
 
@@ -38,6 +43,8 @@ def start(operation: str, request: Request) -> Result:
     match request:
         case MigrateRequested():
             return migrate.begin(operation, request), ()
+        case ColdRequested():
+            return cold.begin(operation, request), ()
         case DrainRequested():
             return drain.begin(operation, request)
         case UndrainRequested():
@@ -55,6 +62,8 @@ def step(state: SagaState, event: Event) -> Result:
     match state:
         case MigrateState():
             return migrate.step(state, event)
+        case ColdState():
+            return cold.step(state, event)
         case DrainState():
             return drain.step(state, event)
         case UndrainState():
@@ -83,11 +92,21 @@ def fold(operation: str, events: Iterable[Event]) -> SagaState:
 
 
 def ended(state: SagaState) -> bool:
-    return state.stage.ended if isinstance(state, MigrateState) else state.phase.ended
+    return state.stage.ended if isinstance(state, MoveState) else state.phase.ended
 
 
 def parked(state: SagaState) -> bool:
-    return (state.stage if isinstance(state, MigrateState) else state.phase) == "parked"
+    return word_of(state) == "parked"
+
+
+def pending(state: SagaState) -> bool:
+    """A move that waits for a slot: nothing of it has begun."""
+    return word_of(state) == "pending"
+
+
+def word_of(state: SagaState) -> str:
+    """The stage or phase, in the word that people see."""
+    return state.stage.value if isinstance(state, MoveState) else state.phase.value
 
 
 def only_waits(before: SagaState, after: SagaState) -> bool:
@@ -98,6 +117,8 @@ def only_waits(before: SagaState, after: SagaState) -> bool:
     match before, after:
         case MigrateState(), MigrateState():
             return replace(before, looks=0) == replace(after, looks=0)
+        case ColdState(), ColdState():
+            return replace(before, looks=0) == replace(after, looks=0)
         case UndrainState(), UndrainState():
             # Why a host is not ready yet is for people only.
             return replace(before, reasons=()) == replace(after, reasons=())
@@ -105,4 +126,17 @@ def only_waits(before: SagaState, after: SagaState) -> bool:
             return before == after
 
 
-__all__ = ["IllegalEvent", "Result", "SagaState", "ended", "fold", "only_waits", "parked", "start", "step"]
+__all__ = [
+    "IllegalEvent",
+    "MoveState",
+    "Result",
+    "SagaState",
+    "ended",
+    "fold",
+    "only_waits",
+    "parked",
+    "pending",
+    "start",
+    "step",
+    "word_of",
+]

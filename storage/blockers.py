@@ -1,7 +1,10 @@
-"""What keeps a domain from live migration, as far as its XML tells. An ordered list: the user gets all of it.
+"""What keeps a domain from being moved, as far as its XML tells. An ordered list: the user gets all of it.
 
 Each reason is a sentence that names the device and the way out. Sources: libvirt's qemuMigrationSrcIsAllowed
 and qemuMigrationSrcIsSafe, QEMU's migration blockers, and what storage.discover cannot hand over.
+
+`find` is for a live migration, `find_cold` for a move with the guest shut off. What is bound to the host even
+then blocks both; what is bound to running memory or to disks that two hosts hold open blocks only the first.
 """
 
 from __future__ import annotations
@@ -24,6 +27,21 @@ def find(root: ET.Element) -> tuple[str, ...]:
     return tuple(dict.fromkeys(reasons))
 
 
+def find_cold(root: ET.Element) -> tuple[str, ...]:
+    """Reasons that hold while the guest is shut off, each once.
+
+    Not among them: cache modes (the cache is flushed when QEMU ends), transient disks (their changes end with
+    QEMU), ivshmem and encrypted memory (made anew at the start). One holds for a cold move alone: UEFI
+    variables, which QEMU sends along in a live migration and nobody does when only the definition moves.
+    """
+    reasons: list[str] = []
+    for disk in disks(root):
+        reasons += disk_reasons(disk, cold=True)
+    for check in _COLD_CHECKS:
+        reasons += check(root)
+    return tuple(dict.fromkeys(reasons))
+
+
 def local_reason(disk: Disk) -> str | None:
     """Why a disk of this type can never be handed over; None if its type alone does not forbid it."""
     match disk.type:
@@ -42,8 +60,8 @@ def local_reason(disk: Disk) -> str | None:
             )
 
 
-def disk_reasons(disk: Disk) -> Iterator[str]:
-    """Reasons of one disk."""
+def disk_reasons(disk: Disk, *, cold: bool = False) -> Iterator[str]:
+    """Reasons of one disk. `cold`: only those that hold for a guest that is shut off, too."""
     if disk.removable:
         if disk.source and disk.type != "network":
             yield (
@@ -53,7 +71,7 @@ def disk_reasons(disk: Disk) -> Iterator[str]:
         return
     if reason := local_reason(disk):
         yield reason
-    elif disk.cache not in SAFE_CACHES and not disk.readonly:
+    elif not cold and disk.cache not in SAFE_CACHES and not disk.readonly:
         yield (
             f"disk {disk.target} uses cache mode {disk.cache or 'default (write-back)'}: "
             f"only none and directsync are safe on shared storage"
@@ -65,7 +83,7 @@ def disk_reasons(disk: Disk) -> Iterator[str]:
         )
     if disk.mirror:
         yield f"disk {disk.target} has a running block job: wait for it, or end it with virsh blockjob"
-    if disk.transient:
+    if disk.transient and not cold:
         yield f"disk {disk.target} is transient: its changes are in a local file that does not move"
     if disk.shareable and not disk.readonly:
         yield f"disk {disk.target} is shareable, so other guests may write to it: it cannot move alone"
@@ -143,6 +161,9 @@ def _tpm(root: ET.Element) -> Iterator[str]:
 def _shared_memory(root: ET.Element) -> Iterator[str]:
     for shmem in root.iterfind("devices/shmem"):
         yield f"shared memory {shmem.get('name', '?')} (ivshmem) is bound to this host: detach it"
+
+
+def _host_memory(root: ET.Element) -> Iterator[str]:
     for path in root.iterfind("devices/memory/source/path"):
         yield f"memory device on {path.text or '?'} of this host (NVDIMM or pmem) does not move: detach it"
 
@@ -168,12 +189,38 @@ def _confidential(root: ET.Element) -> Iterator[str]:
         yield f"the memory is encrypted ({security.get('type', '?')}), which cannot be migrated"
 
 
+def _variables(root: ET.Element) -> Iterator[str]:
+    """<nvram> as a path or with a <source>; firmware='efi' gets such a file at the first start."""
+    os_element = root.find("os")
+    if os_element is None:
+        return
+    nvram = os_element.find("nvram")
+    loader = os_element.find("loader")
+    flash = loader is not None and loader.get("type") == "pflash" and loader.get("stateless") != "yes"
+    if nvram is not None or os_element.get("firmware") == "efi" or flash:
+        yield (
+            "its UEFI variables are in a local file, which a cold move leaves behind: move it live, "
+            "or copy the file by hand"
+        )
+
+
 _CHECKS: tuple[Callable[[ET.Element], Iterator[str]], ...] = (
     _host_devices,
     _interfaces,
     _filesystems,
     _tpm,
     _shared_memory,
+    _host_memory,
     _host_inputs,
     _confidential,
+)
+
+_COLD_CHECKS: tuple[Callable[[ET.Element], Iterator[str]], ...] = (
+    _host_devices,
+    _interfaces,
+    _filesystems,
+    _tpm,
+    _host_memory,
+    _host_inputs,
+    _variables,
 )

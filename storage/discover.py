@@ -38,6 +38,7 @@ class Found:
     networks: tuple[str, ...] = ()
     cpu_xml: str = ""
     blockers: tuple[str, ...] = ()
+    cold_blockers: tuple[str, ...] = ()
 
 
 def find(xml: str, devices: Devices) -> Found:
@@ -45,7 +46,8 @@ def find(xml: str, devices: Devices) -> Found:
     try:
         root = domain_xml.read(xml)
     except domain_xml.UnreadableXmlError as error:
-        return Found(blockers=(f"{error}: it cannot be judged, so it is not migrated",))
+        reason = (f"{error}: it cannot be judged, so it is not migrated",)
+        return Found(blockers=reason, cold_blockers=reason)
     disks = domain_xml.disks(root)
     uuid = (root.findtext("uuid") or "").strip().lower()
     volumes = [volume_of(disk, devices, uuid) for disk in disks if not disk.removable]
@@ -56,6 +58,7 @@ def find(xml: str, devices: Devices) -> Found:
         networks=domain_xml.networks(root),
         cpu_xml=domain_xml.cpu(root),
         blockers=blocking.find(root),
+        cold_blockers=blocking.find_cold(root),
     )
 
 

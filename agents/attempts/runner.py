@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
+from agents.attempts.cold_steps import move_definition, start
 from agents.attempts.control import Control
 from agents.attempts.domain_steps import shut_down, sweep
 from agents.attempts.migration import Pace, adopt, migrate
@@ -28,13 +29,16 @@ from agents.protocol import (
     CloseWindow,
     MigrateDomain,
     MigrationProgress,
+    MoveDefinition,
     OpenWindow,
     Outcome,
     PrepareVolumes,
     ReleaseVolumes,
     ShutdownDomain,
+    StartDomain,
     SweepTarget,
 )
+from storage.driver import InUse
 
 Key = tuple[str, str, int]
 
@@ -88,6 +92,7 @@ class Attempts:
         ledger: Ledger,
         hypervisor: Hypervisor,
         drivers: Drivers,
+        in_use: InUse,
         on_end: OnEnd,
         attempts_max: int = 16,
         migrations_max: int = 8,
@@ -97,6 +102,7 @@ class Attempts:
         self._ledger = ledger
         self._hypervisor = hypervisor
         self._drivers = drivers
+        self._in_use = in_use
         self._on_end = on_end
         self._attempts_max = attempts_max
         self._migrations_max = migrations_max
@@ -261,6 +267,10 @@ class Attempts:
                 return await sweep(command, self._hypervisor)
             case ShutdownDomain() as command:
                 return await shut_down(command, self._hypervisor, live.control)
+            case MoveDefinition() as command:
+                return await move_definition(command, self._hypervisor, self._in_use)
+            case StartDomain() as command:
+                return await start(command, self._hypervisor, self._drivers, self._in_use)
             case (
                 PrepareVolumes()
                 | OpenWindow()
@@ -282,7 +292,12 @@ async def _until_end(live: Live, wait_s: float) -> AttemptReport:
 def domain_of(attempt: Attempt) -> str:
     """UUID of the guest an attempt is about."""
     match attempt.command:
-        case MigrateDomain(uuid=uuid) | SweepTarget(uuid=uuid) | ShutdownDomain(uuid=uuid):
+        case (
+            MigrateDomain(uuid=uuid)
+            | SweepTarget(uuid=uuid)
+            | ShutdownDomain(uuid=uuid)
+            | MoveDefinition(uuid=uuid)
+        ):
             return uuid
         case _:
             return attempt.command.handover.domain_uuid
@@ -295,9 +310,9 @@ def touched_kinds(attempt: Attempt, drivers: Drivers) -> frozenset[str]:
     but is followed by the storage step that says so.
     """
     match attempt.command:
-        case MigrateDomain():
+        case MigrateDomain() | MoveDefinition():
             return frozenset()
-        case SweepTarget() | ShutdownDomain():
+        case SweepTarget() | ShutdownDomain() | StartDomain():
             return frozenset(drivers)
         case _:
             return frozenset(volume.kind for volume in attempt.command.volumes)

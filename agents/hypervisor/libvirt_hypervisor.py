@@ -10,17 +10,18 @@ from typing import Any, TypeVar
 
 import libvirt
 
-from agents.hypervisor import eventloop, libvirt_cpu, libvirt_migrate, libvirt_reads, states
+from agents.hypervisor import eventloop, libvirt_cold, libvirt_cpu, libvirt_migrate, libvirt_reads, states
 from agents.hypervisor.libvirt_link import Link, Lost
-from agents.hypervisor.verdicts import verdict
+from agents.hypervisor.verdicts import move_verdict, start_verdict, verdict
 from agents.hypervisor.words import Changes, DomainFacts, HypervisorReport, Job, MigrateRequest
 from agents.protocol import DomainState, MigrationProgress
-from storage.errors import Refused, Retryable, Unknown
+from storage.errors import OutcomeError, Refused, Retryable, Unknown
 
 T = TypeVar("T")
 
 QUERY_SLOTS = 4  # below libvirtd's max_client_requests of 5
 STATUS_SLOTS = 2
+COLD_DEADLINE_S = 60.0  # two libvirtds talking; or a QEMU and its devices coming up
 MIGRATE_DEADLINE_S = 7 * 24 * 3600.0  # the attempt runner aborts long before
 LAST_JOBS_MAX = 256
 RECONNECT_POLL_S = 1.0
@@ -192,7 +193,37 @@ class LibvirtHypervisor:
 
         await self._change(shutdown)
 
+    async def move_definition(self, uuid: str, target_uri: str, target_address: str) -> None:
+        """See words.Hypervisor."""
+        await self._cold(
+            uuid,
+            lambda connection: libvirt_cold.move_definition(connection, uuid, target_uri, target_address),
+            move_verdict,
+        )
+
+    async def start(self, uuid: str) -> None:
+        """See words.Hypervisor."""
+        await self._cold(uuid, lambda connection: libvirt_cold.start(connection, uuid), start_verdict)
+
     # -- inside ----------------------------------------------------------------------------------
+
+    async def _cold(
+        self,
+        uuid: str,
+        function: Callable[[Any], None],
+        judge: Callable[[int, str, DomainState], OutcomeError],
+    ) -> None:
+        """On a connection of its own: it may take long, and must not hold up reads."""
+        link = Link(self._uri, "libvirt-cold", slots=1)
+        try:
+            await link.call(function, deadline_s=COLD_DEADLINE_S)
+        except Lost as error:
+            raise Unknown(f"the connection to libvirt broke: {error}") from None
+        except libvirt.libvirtError as error:
+            after = await self._after_error(uuid)
+            raise judge(error.get_error_code(), str(error), after.state) from None
+        finally:
+            await link.close()
 
     async def _read(self, function: Callable[[Any], T], *, link: Link | None = None) -> T:
         try:

@@ -1,4 +1,4 @@
-"""What an error of virDomainMigrateToURI3 proves. Pure; numbers from virterror.h.
+"""What an error of a libvirt call proves: migrate, move a definition, start. Pure; numbers from virterror.h.
 
 Its error cannot be trusted: a guest can be running on the target although the source reports a failure
 (Nova learned that). Only errors that libvirt raises before the first byte of memory is sent are believed,
@@ -9,7 +9,7 @@ looks at both hosts.
 from __future__ import annotations
 
 from agents.protocol import DomainState
-from storage.errors import OutcomeError, Refused, Retryable, Unknown
+from storage.errors import Failed, OutcomeError, Refused, Retryable, Unknown
 
 NO_SUPPORT = 3
 OPERATION_FAILED = 9
@@ -52,3 +52,23 @@ def verdict(code: int, message: str, state_after: DomainState, job_after: bool) 
     if stayed and code == OPERATION_FAILED and _NO_TARGET in message.lower():
         return Retryable(text)
     return Unknown(text, f"on this host the guest is {state_after}{' with a job' if job_after else ''}")
+
+
+def move_verdict(code: int, message: str, state_after: DomainState) -> OutcomeError:
+    """The outcome to report for an offline migration that ended with an error.
+
+    Only "the target was not reached", with the definition still here, is known to have done nothing. After
+    any other error it may be on both hosts: the target defines first.
+    """
+    text = f"libvirt: {message}"
+    if state_after is DomainState.SHUTOFF and code == OPERATION_FAILED and _NO_TARGET in message.lower():
+        return Retryable(text)
+    return Unknown(text, f"on this host the guest is {state_after}")
+
+
+def start_verdict(_code: int, message: str, state_after: DomainState) -> OutcomeError:
+    """The outcome to report for a start that ended with an error: libvirt ends the QEMU before it says so."""
+    text = f"libvirt: {message}"
+    if state_after is DomainState.SHUTOFF:
+        return Failed(text)
+    return Unknown(text, f"on this host the guest is {state_after}")

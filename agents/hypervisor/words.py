@@ -150,3 +150,18 @@ class Hypervisor(Protocol):
         Raises Refused, Retryable, Unknown.
         """
         ...
+
+    async def move_definition(self, uuid: str, target_uri: str, target_address: str) -> None:
+        """Move a shut-off definition to another host; returns when libvirt says it is there and not here.
+
+        Raises Refused (it is not shut off, or libvirt will not), Retryable (the target's libvirtd was not
+        reached), Unknown (it may be here, there, or on both).
+        """
+        ...
+
+    async def start(self, uuid: str) -> None:
+        """Start a shut-off domain; returns when it runs. A domain that is in any other state is refused.
+
+        Raises Refused, Failed (libvirt could not, and it is shut off), Retryable, Unknown.
+        """
+        ...

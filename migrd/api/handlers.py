@@ -128,7 +128,7 @@ async def migrate(request: web.Request, api: Api) -> Answer:
     body = await body_of(request, MigrateBody)
     cluster = api.control.cluster()
     uuid, to = names.guest_and_host(cluster, request.match_info["vm"], body.to)
-    wanted = MigrateRequest(to=to)
+    wanted = MigrateRequest(to=to, cold=body.cold)
     if body.dry_run or flag(query, "dry_run"):
         return Answer(status=200, value=await api.control.plan_migrate(uuid, wanted))
     return accepted(await api.control.migrate(uuid, wanted))

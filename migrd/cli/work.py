@@ -76,13 +76,21 @@ def migrate(
     vm: Vm,
     *,
     to: Annotated[str | None, typer.Option(metavar="HOST", help="Where to; default: the best host.")] = None,
+    cold: Annotated[
+        bool,
+        typer.Option(
+            "--cold", help="Without its memory: shut it down here if it runs, and start it there again."
+        ),
+    ] = False,
     dry_run: DryRun = False,
     no_wait: NoWait = False,
     output: Output = None,
 ) -> int:
-    """Move one guest live. VM is a name or a uuid."""
+    """Move one guest, live unless --cold is given. VM is a name or a uuid."""
     here = session(context, output)
     body: dict[str, object] = {} if to is None else {"to": to}
+    if cold:
+        body["cold"] = True
     path = f"/v1/vms/{segment(vm)}/migrate"
     return _plan(here, path, body) if dry_run else _work(here, path, body, no_wait)
 

@@ -2,18 +2,22 @@
 
 Each check is a pure function that returns reasons (none = fine) and never stops the others, so the
 operator sees everything at once, with what to do about it. What is not known is a reason (I19).
+
+A check says for which kind of move it holds: what only memory or a CPU in use needs does not keep a guest
+from being moved cold; a disk, a bridge or a name that is missing does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 from agents.protocol import DomainState
 from migrd.model import Facts, Guest, Host, HostState
 from migrd.planner.policy import Policy, amount
 from migrd.planner.room import Index, Room
-from storage.words import DrbdVolume, Health, OtherVolume, Role, VolumeReport
+from storage.words import DrbdVolume, Health, IscsiVolume, OtherVolume, Role, VolumeReport
 
 _LIVE = (DomainState.RUNNING, DomainState.BLOCKED)
 
@@ -28,12 +32,21 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What the checks look at. `busy`: guest uuid -> what is being done to it."""
+    """What the checks look at. `busy`: guest uuid -> what is being done to it. `cold`: without its memory."""
 
     index: Index
     facts: Facts
     policy: Policy
     busy: Mapping[str, str]
+    cold: bool = False
+
+
+class Holds(StrEnum):
+    """For which kind of move a check speaks."""
+
+    BOTH = "both"
+    LIVE = "live"
+    COLD = "cold"
 
 
 Reasons = tuple[Reason, ...]
@@ -64,6 +77,18 @@ def check_state(case: Case, guest: Guest) -> Reasons:
     return (Reason(f"the guest is {guest.state}", remedy),)
 
 
+def check_cold_state(case: Case, guest: Guest) -> Reasons:
+    """A guest that runs is shut down and started again; one that is shut off stays so. Nothing in between."""
+    if guest.state is DomainState.SHUTOFF:
+        return ()
+    if guest.state not in _LIVE:
+        return check_state(case, guest)
+    if guest.persistent:
+        return ()
+    remedy = f"define it (virsh dumpxml --inactive {guest.name} | virsh define /dev/stdin), or move it live"
+    return (Reason("it is transient: once shut down, nothing of it would be left", remedy),)
+
+
 def check_busy(case: Case, guest: Guest) -> Reasons:
     what = case.busy.get(guest.uuid)
     if what is not None:
@@ -82,6 +107,15 @@ def check_blockers(case: Case, guest: Guest) -> Reasons:
     remedy = f"change its definition, or shut it down and let it stay: --allow-stop {guest.name}"
     disks = [volume.reason for volume in guest.volumes if isinstance(volume, OtherVolume)]
     return tuple(Reason(text, remedy) for text in dict.fromkeys((*guest.blockers, *disks)))
+
+
+def check_cold_blockers(case: Case, guest: Guest) -> Reasons:
+    if guest.cold_blockers is None:
+        remedy = f"upgrade migrd-agent on {guest.host}"
+        return (Reason(f"the agent on {guest.host} does not say what would hold in a cold move", remedy),)
+    disks = [volume.reason for volume in guest.volumes if isinstance(volume, OtherVolume)]
+    remedy = f"change its definition on {guest.host}, then plan again"
+    return tuple(Reason(text, remedy) for text in dict.fromkeys((*guest.cold_blockers, *disks)))
 
 
 def check_other_instances(case: Case, guest: Guest) -> Reasons:
@@ -106,6 +140,8 @@ def check_source_volumes(case: Case, guest: Guest) -> Reasons:
     found: list[Reason] = []
     for volume in guest.volumes:
         report = reports.get(volume.name)
+        if report is not None and _rests(guest, report):
+            continue
         if report is not None:
             found += _sick(volume.name, report, f"on {guest.host}")
         elif isinstance(volume, DrbdVolume):
@@ -114,12 +150,20 @@ def check_source_volumes(case: Case, guest: Guest) -> Reasons:
     return tuple(found)
 
 
-GUEST_CHECKS: tuple[GuestCheck, ...] = (
-    check_state,
-    check_busy,
-    check_blockers,
-    check_other_instances,
-    check_source_volumes,
+def _rests(guest: Guest, report: VolumeReport) -> bool:
+    """A LUN of a guest that is shut off need not be logged in to: the move does that, and proves it."""
+    off = guest.state is DomainState.SHUTOFF and report.role is Role.DETACHED
+    return off and isinstance(report.volume, IscsiVolume)
+
+
+GUEST_CHECKS: tuple[tuple[GuestCheck, Holds], ...] = (
+    (check_state, Holds.LIVE),
+    (check_cold_state, Holds.COLD),
+    (check_busy, Holds.BOTH),
+    (check_blockers, Holds.LIVE),
+    (check_cold_blockers, Holds.COLD),
+    (check_other_instances, Holds.BOTH),
+    (check_source_volumes, Holds.BOTH),
 )
 
 
@@ -221,15 +265,25 @@ def check_volumes(case: Case, guest: Guest, target: Host) -> Reasons:
     return tuple(found)
 
 
-TARGET_CHECKS: tuple[TargetCheck, ...] = (
-    check_door,
-    check_arch,
-    check_cpu,
-    check_bridges,
-    check_networks,
-    check_name,
-    check_volumes,
+TARGET_CHECKS: tuple[tuple[TargetCheck, Holds], ...] = (
+    (check_door, Holds.BOTH),
+    (check_arch, Holds.BOTH),
+    (check_cpu, Holds.LIVE),  # a start that the target's CPU cannot serve fails, and the guest is taken back
+    (check_bridges, Holds.BOTH),
+    (check_networks, Holds.BOTH),
+    (check_name, Holds.BOTH),
+    (check_volumes, Holds.BOTH),
 )
+
+_GUEST: Mapping[bool, tuple[GuestCheck, ...]] = {
+    cold: tuple(check for check, holds in GUEST_CHECKS if holds in (Holds.BOTH, kind))
+    for cold, kind in ((False, Holds.LIVE), (True, Holds.COLD))
+}
+_TARGET: Mapping[bool, tuple[TargetCheck, ...]] = {
+    cold: tuple(check for check, holds in TARGET_CHECKS if holds in (Holds.BOTH, kind))
+    for cold, kind in ((False, Holds.LIVE), (True, Holds.COLD))
+}
+"""Picked out once: a plan asks thousands of times."""
 
 
 def check_memory(case: Case, guest: Guest, target: Host, room: Room) -> Reasons:
@@ -250,13 +304,13 @@ def check_memory(case: Case, guest: Guest, target: Host, room: Room) -> Reasons:
 
 def guest_reasons(case: Case, guest: Guest) -> Reasons:
     """Every reason why this guest cannot leave its host, whatever the target."""
-    return tuple(reason for check in GUEST_CHECKS for reason in check(case, guest))
+    return tuple(reason for check in _GUEST[case.cold] for reason in check(case, guest))
 
 
 def target_reasons(case: Case, guest: Guest, target: Host) -> Reasons:
     """Every lasting reason against this target. Of a host that is not online all else is stale: left out."""
     return check_host(case, guest, target) or tuple(
-        reason for check in TARGET_CHECKS for reason in check(case, guest, target)
+        reason for check in _TARGET[case.cold] for reason in check(case, guest, target)
     )
 
 
@@ -266,11 +320,12 @@ def possible_targets(case: Case, guest: Guest, candidates: Iterable[Host]) -> li
     A DRBD guest is judged only where its copies are: nearly all hosts of a large cluster are none of them.
     """
     near = _nodes(guest)
+    checks = _TARGET[case.cold]
     found = []
     for target in candidates:
         if near is not None and target.node not in near:
             continue
-        if check_host(case, guest, target) or any(check(case, guest, target) for check in TARGET_CHECKS):
+        if check_host(case, guest, target) or any(check(case, guest, target) for check in checks):
             continue
         found.append(target.name)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agents.protocol import DomainState
 from migrd.model import Blocker, Choice, Cluster, Facts, Guest, Host, HostState, Move, Plan, Promise
@@ -67,8 +67,12 @@ def plan_migrate(
     *,
     busy: Mapping[str, str] | None = None,
     promises: Collection[Promise] = (),
+    cold: bool = False,
 ) -> Plan:
-    """Move one guest (uuid), to `to` or to the best target. Refused with every reason, as a drain is."""
+    """Move one guest (uuid), to `to` or to the best target. Refused with every reason, as a drain is.
+
+    `cold`: without its memory. It is then shut down if it runs (`stops`), by the operator's word for it (I5).
+    """
     index = Index(cluster)
     found = index.instance(guest)
     if found is None:
@@ -80,9 +84,17 @@ def plan_migrate(
         refusal = f"{found.name} is on {to} already"
         return Plan(host=found.host, moves=(), refusals=(refusal,))
     exclude = () if to is None else tuple(name for name in index.hosts if name != to)
-    choice = _choose(Case(index, facts, policy, busy or {}), found, policy, promises, exclude)
+    rests = cold and found.state in _STAYS
+    if rests:
+        found = replace(found, memory_bytes=0)  # it is not started, so it asks for none
+    case = Case(index, facts, policy, busy or {}, cold)
+    choice = _choose(case, found, policy, promises, exclude)
     if choice.move is None:
         return Plan(host=found.host, moves=(), blockers=choice.blockers)
+    if cold:
+        move = replace(choice.move, estimate_s=estimate.cold_s(policy, rests=rests))
+        stops = () if rests else (found.uuid,)
+        return Plan(host=found.host, moves=(move,), stops=stops, estimate_s=move.estimate_s)
     return Plan(host=found.host, moves=(choice.move,), estimate_s=choice.move.estimate_s)
 
 

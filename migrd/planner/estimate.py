@@ -7,10 +7,17 @@ from collections.abc import Iterable, Mapping
 from migrd.model import Move
 from migrd.planner.policy import Policy
 
+SHUTDOWN_AND_BOOT_S = 30.0
+
 
 def move_s(memory_bytes: int, policy: Policy) -> float:
     """One guest that has the link for itself."""
     return policy.move_overhead_s + copied_bytes(memory_bytes, policy) / policy.bandwidth_bps
+
+
+def cold_s(policy: Policy, *, rests: bool) -> float:
+    """A guest without its memory. How long guests take to shut down and boot differs most: a usual figure."""
+    return policy.move_overhead_s + (0.0 if rests else SHUTDOWN_AND_BOOT_S)
 
 
 def copied_bytes(memory_bytes: int, policy: Policy) -> float:

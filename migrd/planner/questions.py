@@ -16,9 +16,17 @@ def questions(cluster: Cluster, host: str) -> dict[str, Preflight]:
 
 
 def questions_for(
-    cluster: Cluster, guests: Iterable[Guest], candidates: Collection[str] | None = None
+    cluster: Cluster,
+    guests: Iterable[Guest],
+    candidates: Collection[str] | None = None,
+    *,
+    cold: bool = False,
 ) -> dict[str, Preflight]:
-    """For any set of guests (one migration, a restore); each CPU and volume once per candidate."""
+    """For any set of guests (one migration, a restore); each CPU and volume once per candidate.
+
+    `cold`: guests that are shut off are asked for as well, and nobody's CPU.
+    """
+    stay = (DomainState.ABSENT,) if cold else (DomainState.SHUTOFF, DomainState.ABSENT)
     asking = sorted(guests, key=lambda guest: (guest.host, guest.uuid))
     found: dict[str, Preflight] = {}
     for name, target in sorted(cluster.hosts.items()):
@@ -27,9 +35,9 @@ def questions_for(
         cpus: dict[str, None] = {}
         volumes: dict[str, AnyVolume] = {}
         for guest in asking:
-            if guest.host == name or guest.state in (DomainState.SHUTOFF, DomainState.ABSENT):
+            if guest.host == name or guest.state in stay:
                 continue
-            if guest.cpu_xml:
+            if guest.cpu_xml and not cold:
                 cpus[guest.cpu_xml] = None
             volumes.update((volume.name, volume) for volume in guest.volumes if _concerns(volume, target))
         if cpus or volumes:

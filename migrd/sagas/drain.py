@@ -346,10 +346,11 @@ def _probe_power(state: DrainState) -> Result:
 
 
 def _power_probed(state: DrainState, event: PowerRead) -> Result:
-    """Off: done. Else whatever was checked before is stale: check anew before any power command (I12)."""
+    """Off: done. Else whatever was found before is stale: ask the host anew what it has, move that, and check
+    again before any power command (I12)."""
     if event.status == "off":
         return replace(state, phase=Phase.DONE, off=True, reasons=()), ()
-    return replace(state, phase=Phase.POWER_CHECK, asks=0), (CheckPowerOff(host=state.request.host),)
+    return _survey(state)
 
 
 def _park(state: DrainState, reasons: tuple[str, ...]) -> Result:

@@ -42,6 +42,28 @@ class MigrateRequested:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ColdRequested:
+    """A move of a guest that is, or will be, shut off. As above, nothing is looked up later."""
+
+    guest: str  # uuid
+    name: str
+    source: str
+    source_node: str  # uname -n
+    source_uri: str  # how the target's libvirtd reaches the source's, for the way back
+    source_address: str
+    target: str
+    target_node: str
+    target_uri: str
+    target_address: str
+    volumes: tuple[AnyVolume, ...]
+    may_stop: bool  # the operator named this guest with --cold: it may be asked to shut down (I5)
+    autostart: bool = False
+    shutdown_deadline_s: float = 90.0  # of one request to shut down
+    asked_target: str | None = None  # as the operator asked; None = placed by the planner
+    kind: Literal["cold-requested"] = "cold-requested"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DrainRequested:
     host: str
     power_off: bool = False
@@ -250,7 +272,15 @@ class HostChecked:
     kind: Literal["host-checked"] = "host-checked"
 
 
-Request = MigrateRequested | DrainRequested | UndrainRequested | PowerRequested | HostAdded | HostRemoved
+Request = (
+    MigrateRequested
+    | ColdRequested
+    | DrainRequested
+    | UndrainRequested
+    | PowerRequested
+    | HostAdded
+    | HostRemoved
+)
 
 Event = (
     Request

@@ -48,7 +48,8 @@ class FakeHypervisor:
         self.trouble: str | None = None
         self.calls: list[str] = []
         self.migrate_error: Exception | None = None
-        self.leave_source = False  # libvirt says success, but the guest is still here
+        self.leave_source = False  # libvirt says success, but nothing has changed
+        self.cold_error: Exception | None = None
         self.migration_steps = 3
         self.step_s = 0.02
         self.honours_abort = True
@@ -161,6 +162,21 @@ class FakeHypervisor:
             raise Refused("no such domain")
         self.set_state(uuid, DomainState.SHUTOFF, "shutdown")
 
+    async def move_definition(self, uuid: str, target_uri: str, target_address: str) -> None:
+        self.calls.append(f"move {uuid} {target_uri} {target_address}")
+        if self.cold_error is not None:
+            raise self.cold_error
+        if not self.leave_source:
+            self.domains.pop(uuid, None)
+            self.changes.tell(uuid)
+
+    async def start(self, uuid: str) -> None:
+        self.calls.append(f"start {uuid}")
+        if self.cold_error is not None:
+            raise self.cold_error
+        if not self.leave_source:
+            self.set_state(uuid, DomainState.RUNNING, "booted")
+
 
 @dataclass
 class FakeDriver:
@@ -172,6 +188,7 @@ class FakeDriver:
     held: tuple[Volume, ...] = ()
     block: asyncio.Event | None = None
     apart: tuple[str, ...] = ()  # why the replication is broken
+    role: Role = Role.SECONDARY
 
     def _called(self, method: str, volume: Volume) -> None:
         self.calls.append(f"{method} {volume.name}")
@@ -192,7 +209,7 @@ class FakeDriver:
         self._called("inspect", volume)
         return VolumeReport(
             volume=volume,
-            role=Role.SECONDARY,
+            role=self.role,
             health=Health.OK,
             identity=f"id of {volume.name}",
             size_bytes=MIB,

@@ -13,14 +13,14 @@ import libvirt
 import pytest
 
 from agents import cpu_question
-from agents.hypervisor import libvirt_migrate, states, verdicts
+from agents.hypervisor import libvirt_cold, libvirt_migrate, states, verdicts
 from agents.hypervisor.libvirt_hypervisor import LibvirtHypervisor
 from agents.hypervisor.libvirt_link import Link
 from agents.hypervisor.libvirt_secrets import secret_xml
 from agents.hypervisor.words import MigrateRequest
 from agents.protocol import DomainState
 from storage.calls import Lane, NoSlot, TimedOut
-from storage.errors import Refused, Retryable, Unknown
+from storage.errors import OutcomeError, Refused, Retryable, Unknown
 
 URI = "test:///default"
 TEST_DOMAIN = "6695eb01-f6a4-8304-79aa-97f2502e193f"  # libvirt's test driver always has it
@@ -80,8 +80,22 @@ async def test_report_facts_and_events_of_a_real_libvirt() -> None:
                 )
             await hypervisor.shutdown(uuid)
             assert (await hypervisor.facts(uuid)).state is DomainState.SHUTOFF
+            await hypervisor.start(uuid)
+            assert (await hypervisor.facts(uuid)).state is DomainState.RUNNING
+            with pytest.raises(Refused, match="not shut off"):
+                await hypervisor.start(uuid)
+            with pytest.raises(
+                Refused, match="not shut off"
+            ):  # of a running guest it would make a second one
+                await hypervisor.move_definition(uuid, URI, "tcp://x")
+            await hypervisor.shutdown(uuid)
+            with pytest.raises(OutcomeError):  # the test driver moves no definitions
+                await hypervisor.move_definition(uuid, URI, "tcp://x")
+            assert (await hypervisor.facts(uuid)).state is DomainState.SHUTOFF
             await hypervisor.undefine(uuid)
             assert (await hypervisor.facts(uuid)).state is DomainState.ABSENT
+            with pytest.raises(Refused, match="not on this host"):
+                await hypervisor.start(uuid)
             await hypervisor.undefine(uuid)
             await hypervisor.destroy_incoming(uuid)
             await hypervisor.abort(uuid)
@@ -222,6 +236,17 @@ def test_what_an_error_of_the_migrate_call_proves(
     code: int, message: str, state: DomainState, job: bool, kind: type[Exception]
 ) -> None:
     assert type(verdicts.verdict(code, message, state, job)) is kind
+
+
+def test_a_definition_moves_with_these_flags_and_no_other() -> None:
+    """Persisted there, undefined here, nothing started, never unsafe."""
+    wanted = (
+        libvirt.VIR_MIGRATE_OFFLINE,
+        libvirt.VIR_MIGRATE_PEER2PEER,
+        libvirt.VIR_MIGRATE_PERSIST_DEST,
+        libvirt.VIR_MIGRATE_UNDEFINE_SOURCE,
+    )
+    assert sum(wanted) == libvirt_cold.FLAGS
 
 
 def test_migration_flags_never_hold_what_is_an_operators_word() -> None:

@@ -52,6 +52,15 @@ def test_needs_of_a_definition() -> None:
     assert "pc-q35-7.2" in needs.cpu_xml
 
 
+def test_a_running_guest_whose_definition_differs_does_not_move_cold() -> None:
+    """I9: the next start would open what nobody has compared."""
+    here = Devices(drbd=(R0,))
+    same = needs_of(XML, here, inactive=XML.replace("<os>", "<description>as stored</description><os>"))
+    assert same.cold_blockers == ()
+    other = needs_of(XML, here, inactive=XML.replace("/dev/drbd7", "/dev/drbd0"))
+    assert any("other disks than the running guest" in reason for reason in other.cold_blockers or ())
+
+
 def test_i19_a_definition_that_cannot_be_read_is_a_blocker() -> None:
     for bad in ("", "<domain", "<!DOCTYPE x><domain/>"):
         assert needs_of(bad, Devices()).blockers

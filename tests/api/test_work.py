@@ -56,6 +56,8 @@ async def test_every_kind_of_work_reaches_control(surface: Surface) -> None:
     control.add(Operation(id="op-3", kind=OperationKind.POWER, state=OperationState.PENDING, subject="h1"))
     await surface.post("/v1/vms/web/migrate", {"to": "h2"})
     await surface.post(f"/v1/vms/{WEB}/migrate", {})
+    await surface.post("/v1/vms/web/migrate", {"cold": True})
+    await surface.post("/v1/vms/web/migrate", {"cold": "yes"}, 422)
     await surface.post("/v1/hosts/h1/undrain", {"restore": True})
     await surface.post("/v1/hosts/h1/power", {"action": "on"})
     await surface.post("/v1/operations/op-1/cancel")
@@ -64,6 +66,7 @@ async def test_every_kind_of_work_reaches_control(surface: Surface) -> None:
     assert control.asked == [
         ("migrate", WEB, MigrateRequest(to="h2")),
         ("migrate", WEB, MigrateRequest(to=None)),
+        ("migrate", WEB, MigrateRequest(cold=True)),
         ("undrain", "h1", UndrainRequest(restore=True)),
         ("power", "h1", "on"),
         ("cancel", "op-1"),

@@ -11,6 +11,7 @@ from migrd.api import problems
 from migrd.cli.client import READ_ONLY
 from migrd.control import DrainRequest, MigrateRequest, NotFound
 from migrd.host_config import Bmc, HostConfig
+from migrd.model import Plan
 from migrd.operations import Operation, OperationKind, OperationState
 from migrd.ports import JournalReadOnly
 from storage.errors import Refused
@@ -93,6 +94,19 @@ async def test_how_it_ended_is_the_exit_code(cli: Cli, state: OperationState, co
     assert "why:  h2 is gone" in ended.out
     assert "next: migrctl op resume op-1" in ended.out
     assert cli.control.asked == [("migrate", WEB, MigrateRequest(to=None))]
+
+
+async def test_cold_is_asked_for_by_name_and_planned_as_such(cli: Cli) -> None:
+    cli.control.add(move("op-1", "web", OperationState.DONE))
+    cli.control.plan = Plan(host="h1", moves=BLOCKED.moves[:1], stops=(WEB,), estimate_s=33.0)
+    planned, ended = await cli.run_each(["migrate web --cold --dry-run", "migrate web --cold --to h2"])
+    assert planned.code == 0
+    assert f"will be shut down, with your consent: {WEB}" in planned.out
+    assert ended.code == 0
+    assert cli.control.asked == [
+        ("plan_migrate", WEB, MigrateRequest(cold=True)),
+        ("migrate", WEB, MigrateRequest(to="h2", cold=True)),
+    ]
 
 
 async def test_no_wait_returns_at_once_and_says_how_to_watch(cli: Cli) -> None:

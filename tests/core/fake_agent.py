@@ -17,6 +17,7 @@ from agents.protocol import (
     HostReport,
     MigrateDomain,
     MigrationProgress,
+    MoveDefinition,
     Observation,
     Observe,
     OpenWindow,
@@ -26,6 +27,7 @@ from agents.protocol import (
     PrepareVolumes,
     ReleaseVolumes,
     ShutdownDomain,
+    StartDomain,
     SweepTarget,
 )
 from storage.errors import Retryable, Unknown
@@ -207,8 +209,14 @@ class FakeAgent:
                 return await self._migrate(attempt.command)
             case SweepTarget(uuid=uuid):
                 return self._sweep(uuid)
+            case ShutdownDomain(uuid=uuid) if attempt.step == "shutdown":
+                return await self._power_button(uuid, attempt.command.deadline_s)
             case ShutdownDomain(uuid=uuid):
                 return self._shutdown(uuid)
+            case MoveDefinition(uuid=uuid, target_uri=uri):
+                return await self._move_definition(uuid, uri)
+            case StartDomain(handover=handover):
+                return self._start(handover.domain_uuid)
 
     async def _migrate(self, command: MigrateDomain) -> Did:
         target = command.target_uri.removeprefix("qemu+tls://").removesuffix("/system")
@@ -234,6 +242,46 @@ class FakeAgent:
             self.world.violate(f"I5: {self.host} swept a guest that has run there")
         self.world.check(f"{self.host} is swept of {self.world.guests[uuid].name}")
         return DONE
+
+    async def _power_button(self, uuid: str, deadline_s: float) -> Did:
+        """A guest asked to shut down does so after a while, also when this agent has died meanwhile."""
+        world, machine = self.world, self.world.machines[self.host]
+        world.catch_up()
+        if uuid not in world.consented:
+            world.violate(f"I5: {world.guests[uuid].name} is shut down without consent")
+        world.trace.append(f"{world.guests[uuid].name} is asked to shut down on {self.host}")
+        domain = machine.domains.get(uuid)
+        if domain is None or not domain.process:
+            return DONE
+        if uuid in world.deaf:
+            await asyncio.sleep(deadline_s)
+            ignored = ("the guest was asked to shut down and is still running",)
+            return Outcome.UNKNOWN, ignored, AttemptResult()
+
+        def off() -> None:
+            if machine.powered and machine.domains.get(uuid) is domain:
+                world.stop_guest(self.host, uuid)
+
+        asyncio.get_running_loop().call_later(world.shutdown_s, off)
+        await asyncio.sleep(world.shutdown_s + 0.1)
+        return DONE
+
+    async def _move_definition(self, uuid: str, target_uri: str) -> Did:
+        domain = self.world.machines[self.host].domains.get(uuid)
+        if domain is None or domain.state is not DomainState.SHUTOFF:
+            return Outcome.REFUSED, (f"{uuid} is not shut off here",), AttemptResult()
+        target = target_uri.removeprefix("qemu+tls://").removesuffix("/system")
+        error = await self.world.move_definition(uuid, self.host, target)
+        return (Outcome.UNKNOWN, (error,), AttemptResult()) if error else DONE
+
+    def _start(self, uuid: str) -> Did:
+        domain = self.world.machines[self.host].domains.get(uuid)
+        if domain is None or domain.state is not DomainState.SHUTOFF:
+            if domain is not None and domain.state in RUNS:
+                return DONE
+            return Outcome.REFUSED, (f"{uuid} is not shut off here",), AttemptResult()
+        error = self.world.start_guest(self.host, uuid)
+        return (Outcome.FAILED, (error,), AttemptResult()) if error else DONE
 
     def _shutdown(self, uuid: str) -> Did:
         self.world.catch_up()
@@ -275,7 +323,7 @@ def _ended(key: Key, outcome: Outcome, reasons: tuple[str, ...], result: Attempt
 
 def _uuid_of(attempt: Attempt) -> str:
     command = attempt.command
-    if isinstance(command, MigrateDomain | SweepTarget | ShutdownDomain):
+    if isinstance(command, MigrateDomain | SweepTarget | ShutdownDomain | MoveDefinition):
         return command.uuid
     return command.handover.domain_uuid
 

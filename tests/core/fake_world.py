@@ -46,6 +46,8 @@ class GuestSpec:
     volumes: tuple[AnyVolume, ...]
     memory_bytes: int = GIB
     blockers: tuple[str, ...] = ()
+    cold_blockers: tuple[str, ...] = ()
+    autostart: bool = False
 
 
 @dataclass
@@ -77,6 +79,9 @@ class World:
         self.copying: dict[str, asyncio.Task[str]] = {}
         self.migration_error: dict[str, str] = {}  # guest -> libvirt's words, once the copy is over
         self.lie = ""  # an error that libvirt reports for migrations that have succeeded
+        self.deaf: set[str] = set()  # guests that do not hear a request to shut down
+        self.shutdown_s = 1.0
+        self.boots_not_on: set[tuple[str, str]] = set()  # (guest, host): libvirt cannot start it there
         self.bmc_dead: set[str] = set()
         self.no_bmc: set[str] = set()
         self.epochs: dict[str, int] = {}  # host -> what its reports say that its agent obeys
@@ -126,12 +131,29 @@ class World:
         self.machines[host].domains[uuid] = Domain(DomainState.RUNNING, process=True, ran=True)
         return spec
 
+    def shut_off(self, name: str, *, held: bool = False) -> str:
+        """The guest was never running in this story: defined, and its storage at rest unless `held`."""
+        spec = next(spec for spec in self.guests.values() if spec.name == name)
+        self.excused.add(spec.uuid)
+        for machine in self.machines.values():
+            if spec.uuid in machine.domains:
+                machine.domains[spec.uuid] = Domain(DomainState.SHUTOFF, process=False)
+            for volume in spec.volumes if not held else ():
+                if volume.name in machine.held:
+                    machine.held[volume.name].role = _at_rest(volume)
+        return spec.uuid
+
     # -- what is where ----------------------------------------------------------------------------
 
     def where(self, name: str) -> list[str]:
         """Hosts on which the guest executes."""
         uuid = next(spec.uuid for spec in self.guests.values() if spec.name == name)
         return [m.name for m in self.machines.values() if uuid in m.domains and m.domains[uuid].state in RUNS]
+
+    def defined(self, name: str) -> list[str]:
+        """Hosts that have a definition of the guest, running or not."""
+        uuid = next(spec.uuid for spec in self.guests.values() if spec.name == name)
+        return [m.name for m in self.machines.values() if uuid in m.domains]
 
     def leftovers(self) -> list[str]:
         """All that a finished operation must not leave behind."""
@@ -193,12 +215,13 @@ class World:
             memory_bytes=spec.memory_bytes,
             vcpus=1,
             persistent=True,
-            autostart=False,
+            autostart=spec.autostart,
             volumes=spec.volumes,
             bridges=("br0",),
             networks=(),
             cpu_xml='<cpu mode="custom"/>',
             blockers=spec.blockers,
+            cold_blockers=spec.cold_blockers,
             job=domain.job,
         )
 
@@ -246,8 +269,52 @@ class World:
 
     def let_go(self, host: str, volume: AnyVolume) -> None:
         held = self.machines[host].held[volume.name]
-        held.role = Role.SECONDARY if isinstance(volume, DrbdVolume) else Role.DETACHED
+        held.role = _at_rest(volume)
         self.check(f"{host} lets go of {volume.name}")
+
+    async def move_definition(self, uuid: str, source: str, target: str) -> str:
+        """libvirt's offline migration: the target defines first, the source undefines last. '' = success."""
+        here, there = self.machines[source], self.machines[target]
+        if not there.powered:
+            return "failed to connect to remote libvirt uri"
+        if uuid in there.domains and there.domains[uuid].process:
+            return "domain is active on the target"
+        there.domains[uuid] = Domain(DomainState.SHUTOFF, process=False)
+        self.check(f"{self.guests[uuid].name} is defined on {target}")
+        await asyncio.sleep(0.05)
+        if not there.powered or not here.powered:
+            return "the connection broke"
+        here.domains.pop(uuid, None)
+        self.check(f"{self.guests[uuid].name} is undefined on {source}")
+        return ""
+
+    def start_guest(self, host: str, uuid: str) -> str:
+        """'' or why libvirt cannot."""
+        spec, machine = self.guests[uuid], self.machines[host]
+        if (spec.name, host) in self.boots_not_on:
+            return "the CPU is incompatible with host CPU"
+        for volume in spec.volumes:
+            if machine.held[volume.name].role not in (Role.PRIMARY, Role.ATTACHED):
+                return f"could not open {volume.name}"
+        for other in self.machines.values():
+            self._other_disk(spec, other, machine)
+            if other.name != host and uuid in other.domains:
+                self.violate(f"I1: {spec.name} is started on {host}, and {other.name} defines it too")
+        machine.domains[uuid] = Domain(DomainState.RUNNING, process=True, ran=True)
+        self.check(f"{spec.name} is started on {host}")
+        return ""
+
+    def _other_disk(self, spec: GuestSpec, other: Machine, machine: Machine) -> None:
+        for volume in spec.volumes:
+            theirs, ours = other.held.get(volume.name), machine.held[volume.name]
+            taken = theirs is not None and theirs.role in (Role.PRIMARY, Role.ATTACHED)
+            if theirs is not None and taken and theirs.identity != ours.identity:
+                self.violate(f"I9: {spec.name} starts on {machine.name} from another disk")
+
+    def stop_guest(self, host: str, uuid: str) -> None:
+        """The guest has powered itself off; its storage stays as it is."""
+        self.machines[host].domains[uuid] = Domain(DomainState.SHUTOFF, process=False)
+        self.check(f"{self.guests[uuid].name} is shut off on {host}")
 
     def allow_two(self, host: str, volume: AnyVolume, *, allowed: bool) -> str:
         held, peer = self.machines[host].held[volume.name], self._peer(host, volume)
@@ -312,11 +379,13 @@ class World:
                 copying.cancel()
         machine.powered = machine.agent = False
         machine.domains = {
-            u: Domain(DomainState.SHUTOFF, process=False) for u, d in machine.domains.items() if d.ran
+            u: Domain(DomainState.SHUTOFF, process=False)
+            for u, d in machine.domains.items()
+            if d.ran or d.state is DomainState.SHUTOFF
         }
         for held in machine.held.values():
             held.dual_primary = False
-            held.role = Role.SECONDARY if isinstance(held.volume, DrbdVolume) else Role.DETACHED
+            held.role = _at_rest(held.volume)
         self.check(f"{host} loses power")
 
     def power_on(self, host: str) -> None:
@@ -362,3 +431,7 @@ class World:
                 self.violate(
                     f"I6: {held.volume.name} on {machine.name} outside of a journalled window ({event})"
                 )
+
+
+def _at_rest(volume: AnyVolume) -> Role:
+    return Role.SECONDARY if isinstance(volume, DrbdVolume) else Role.DETACHED

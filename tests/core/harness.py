@@ -18,7 +18,7 @@ from migrd.planning import BoundPlanner
 from migrd.ports import JournalReadOnly, MembersPort, NoMembers, Observer, Row
 from migrd.preflight import Interviewer
 from migrd.projection import Record
-from migrd.sagas.events import EVENT, DrainRequested, Event
+from migrd.sagas.events import EVENT, ColdRequested, DrainRequested, Event
 from migrd.sagas.migrate_state import MigrateState
 from storage.errors import Retryable
 from storage.words import Role
@@ -226,6 +226,8 @@ class Cluster3:
             event = EVENT.validate_json(payload)
             if isinstance(event, DrainRequested):
                 self.world.consented |= set(event.allow_stop)
+            if isinstance(event, ColdRequested) and event.may_stop:
+                self.world.consented.add(event.guest)
             before = self._states.get(operation)
             state = saga.fold(operation, [event]) if before is None else saga.step(before, event)[0]
             self._states[operation] = state

@@ -41,6 +41,25 @@ async def migrate_and_fail(cluster: Cluster3) -> str:
     return (await cluster.controller.migrate("db", MigrateRequest(to="h2"))).id
 
 
+async def cold_drbd(cluster: Cluster3) -> str:
+    return (await cluster.controller.migrate("db", MigrateRequest(to="h2", cold=True))).id
+
+
+async def cold_iscsi(cluster: Cluster3) -> str:
+    return (await cluster.controller.migrate("web", MigrateRequest(to="h3", cold=True))).id
+
+
+async def cold_and_home_again(cluster: Cluster3) -> str:
+    cluster.world.boots_not_on |= {("db", "h2")}
+    return await cold_drbd(cluster)
+
+
+async def cold_while_shut_off(cluster: Cluster3) -> str:
+    if cluster.world.where("web"):
+        cluster.world.shut_off("web")
+    return await cold_iscsi(cluster)
+
+
 async def drain_and_power_off(cluster: Cluster3) -> str:
     return (await cluster.controller.drain("h1", DrainRequest(power_off=True))).id
 
@@ -85,6 +104,8 @@ async def play(story: Story, *, kill_at: int | None, before: bool, pause_s: floa
         return (
             cluster.world.where("db"),
             cluster.world.where("web"),
+            cluster.world.defined("db"),
+            cluster.world.defined("web"),
             cluster.world.machines["h1"].powered,
             cluster.controller.administrative(),
         )
@@ -109,6 +130,10 @@ STORIES: list[Story] = [
     migrate_drbd,
     migrate_iscsi,
     migrate_and_fail,
+    cold_drbd,
+    cold_iscsi,
+    cold_and_home_again,
+    cold_while_shut_off,
     drain_and_power_off,
     undrain_and_restore,
 ]
@@ -191,6 +216,44 @@ def test_an_agent_killed_before_it_does_a_step(host: str, step: str) -> None:
             cluster.assert_clean()
 
     run(story())
+
+
+COLD_STEPS = ["prepare", "shutdown", "release", "acquire", "move-definition", "start"]
+
+
+@pytest.mark.parametrize("forgets", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("host", ["h1", "h2"])
+@pytest.mark.parametrize("step", COLD_STEPS)
+@pytest.mark.parametrize("story", [cold_drbd, cold_iscsi], ids=["drbd", "iscsi"])
+def test_an_agent_killed_around_a_step_of_a_cold_move(
+    story: Story, host: str, step: str, forgets: bool
+) -> None:
+    """Gone for 10 s, before the step is done or right after: the guest runs on one host at the end."""
+
+    async def told() -> None:
+        async with Cluster3(small_world()) as cluster:
+            agent = cluster.agents[host]
+
+            def die() -> None:
+                if forgets:
+                    asyncio.get_running_loop().call_later(0.005, agent.kill)
+                else:
+                    agent.kill()
+
+            agent.before[step] = die
+            started = await story(cluster)
+            for _ in range(200):
+                await asyncio.sleep(0.1)
+                if not cluster.world.machines[host].agent:
+                    await asyncio.sleep(10.0)
+                    agent.restart()
+            ended = await cluster.until(started, parked=False)
+            name, target = ("db", "h2") if story is cold_drbd else ("web", "h3")
+            expected = [{OperationState.UNDONE: "h1", OperationState.DONE: target}[ended.state]]
+            assert cluster.world.where(name) == cluster.world.defined(name) == expected
+            cluster.assert_clean()
+
+    run(told())
 
 
 def test_event_numbers_grow_over_a_restart() -> None:

@@ -29,9 +29,19 @@ class Cluster:
 
     # -- set up and tidy ------------------------------------------------------------------------
 
-    def guest(self, name: str, host: str, disk: str, *, peer: str | None = None, dirty: int = 0) -> str:
+    def guest(
+        self,
+        name: str,
+        host: str,
+        disk: str,
+        *,
+        peer: str | None = None,
+        dirty: int = 0,
+        memory_mib: int = 128,
+    ) -> str:
         """A running guest: first record acknowledged, noticed by migrd, freshly audited."""
         args = ["guest", "add", name, "--host", host, "--disk", disk, "--dirty", str(dirty)]
+        args += ["--memory", str(memory_mib)]
         self.guests.append(name)  # before it is there: half of one is to be removed too
         self.ctl.try_lab("audit", "stop")  # probes would slow the start down
         self.ctl.lab(*args, "--rate", str(RECORDS_PER_S), *(["--peer", peer] if peer else []))

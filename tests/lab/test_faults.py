@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.lab.cluster import HOSTS, MOVER, MOVER_DIRTY_MIB_S, Cluster
+from tests.lab.cluster import HOSTS, MOVER, Cluster
 from tests.lab.labctl import until
 
 pytestmark = pytest.mark.lab
@@ -19,7 +19,8 @@ UNHEARD_S = 28.0  # longer than an agent may be unheard before migrd calls it un
 
 
 def test_cancel_in_the_middle_of_a_copy(cluster: Cluster) -> None:
-    guest = cluster.guest("cancel", "h1", "drbd", peer="h2", dirty=4 * MOVER_DIRTY_MIB_S)  # need not converge
+    # It must not converge before the cancel: 128 MiB are rewritten faster than a lab host sends them.
+    guest = cluster.guest("cancel", "h1", "drbd", peer="h2", memory_mib=512, dirty=64)
     asked = cluster.in_background("migrate", guest, "--to", "h2")
     operation = cluster.copying(guest)
     # The look at the flag is seen able to fail: while memory is on the wire, both sides have it on.

@@ -20,6 +20,8 @@ from tests.sim.world import Guest
 ROUNDS = 10
 RESUMES = 4  # rounds in which parked operations are resumed; cancelled from then on
 QUIET_AT_MOST_S = 900.0  # back-offs, lost contact and twice UNKNOWN_LOOKS
+LOOK_AT_DISKS_S = 30.0
+BETWEEN_ROUNDS_S = 12.0  # an operator looks again once what he sees is fresh
 READY_AT_MOST_S = 90.0
 
 
@@ -31,19 +33,30 @@ async def converge(sim: Sim) -> None:
         sim.check()
     for number in range(ROUNDS):
         sim.start_daemon()
-        if not await sim.until(lambda: _quiet(sim), at_most_s=QUIET_AT_MOST_S):
+        if not await _becomes_quiet(sim):
             told = "; ".join(f"{o.id} {o.kind} is {o.state}" for o in sim.open_operations())
             sim.trace.violate("I20", f"neither ended nor parked after {QUIET_AT_MOST_S:g} s: {told}")
             sim.check()
-        connect_by_hand(sim)
         await start_stopped(sim)
         parked = sim.open_operations()
         if not parked and not _stopped(sim):
             break
         for each in _roots(parked):
             await _wish(sim, each, cancel=number >= RESUMES)
-        await sim.pass_time(3.0)
+        await sim.pass_time(BETWEEN_ROUNDS_S)
     await sim.until(lambda: _settled(sim), at_most_s=30.0)
+
+
+async def _becomes_quiet(sim: Sim) -> bool:
+    """What waits for a disk to be whole says so, and its operator sees to the disk."""
+    ends_s = sim.trace.now_s + QUIET_AT_MOST_S
+    while not _quiet(sim):
+        if sim.trace.now_s >= ends_s:
+            return False
+        connect_by_hand(sim)
+        await sim.until(lambda: _quiet(sim), at_most_s=LOOK_AT_DISKS_S)
+    connect_by_hand(sim)
+    return True
 
 
 def _ready(sim: Sim) -> bool:

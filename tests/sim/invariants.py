@@ -6,12 +6,14 @@ The journal is read as it is on disk: consent and open windows count from the mo
 from __future__ import annotations
 
 from collections import Counter
+from typing import TypeGuard
 
 from migrd import saga
 from migrd.saga import SagaState
 from migrd.sagas.drain import DrainState, Phase, Task
-from migrd.sagas.events import Admitted, DrainRequested, Event, MigrateRequested, PowerRead
+from migrd.sagas.events import Admitted, DrainRequested, Event, MigrateRequested
 from migrd.sagas.migrate_state import MigrateState, Stage
+from migrd.sagas.power import PowerState
 from migrd.sagas.undrain import UndrainState
 from migrd.slots import Caps
 from storage.words import Role
@@ -78,8 +80,9 @@ class Invariants:
         self._books.add(operation, event)
         if isinstance(event, DrainRequested):
             self._world.consented |= set(event.allow_stop)
-        if isinstance(event, PowerRead) and event.status == "off":
-            host = self._books.states[operation].request.host  # type: ignore[union-attr]  # drain, power
+        state = self._books.states[operation]
+        if _believed_off(state) and (before is None or not _believed_off(before)):
+            host = state.request.host
             if self._world.machines[host].powered:
                 self._violate("I3", f"{operation} believes that {host} is off")
         state = self._books.states[operation]
@@ -90,8 +93,6 @@ class Invariants:
             for uuid, task in before.guests.items():
                 if task.task is Task.STUCK and state.request.host in self._world.where(uuid):
                     self._violate("I19", f"{operation} ends, and {task.name} runs on {state.request.host}")
-        if isinstance(state, DrainState) and state.off and self._world.machines[state.request.host].powered:
-            self._violate("I3", f"{operation} ends with {state.request.host} off, and it has power")
         if saga.parked(state) and not (state.reasons and state.remedy):
             self._violate("I15", f"{operation} is parked without reason or remedy")
         if saga.ended(state):
@@ -178,6 +179,13 @@ class Invariants:
 
     def _violate(self, invariant: str, text: str, event: str = "") -> None:
         self._world.trace.violate(invariant, text, event)
+
+
+def _believed_off(state: SagaState) -> TypeGuard[DrainState | PowerState]:
+    """Has this operation taken the power for off?"""
+    if isinstance(state, DrainState):
+        return state.off
+    return isinstance(state, PowerState) and state.request.action == "off" and state.phase == "done"
 
 
 def leftovers(world: World) -> list[str]:

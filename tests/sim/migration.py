@@ -41,6 +41,7 @@ class Migration:
         self.lie = False  # the call reports an error although the guest moves
         self._copy_s = world.between(COPY_S if world.rng.random() < 0.7 else LONG_COPY_S)
         self._began_s = world.loop.time()
+        self._incoming: Domain | None = None  # this migration's own, not a later one's
 
     @property
     def name(self) -> str:
@@ -89,7 +90,7 @@ class Migration:
                 return
             if world.identity(self.source, volume) != world.identity(self.target, volume):
                 world.trace.violate("I9", f"{self.name} opens another disk on {self.target}")
-        there.domains[self.uuid] = Domain(
+        self._incoming = there.domains[self.uuid] = Domain(
             DomainState.PAUSED_INCOMING, "migration", process=True, persistent=False, job="in"
         )
         self.phase = "copy"
@@ -203,7 +204,7 @@ class Migration:
     def _sweep(self) -> None:
         """The target's libvirtd kills what it was sent and will never be completed."""
         domain = self._there.domains.get(self.uuid)
-        if domain is None or domain.state is not DomainState.PAUSED_INCOMING:
+        if domain is not self._incoming or domain is None or domain.state is not DomainState.PAUSED_INCOMING:
             return
         if not self._there.libvirt_up:
             self.world.later(1.0, self._sweep)

@@ -109,6 +109,10 @@ def _commands(rng: random.Random, hosts: tuple[str, ...], guests: tuple[GuestPla
                     mode = rng.choice(("dead", "garbage", "deaf", "slow"))
                     deeds.append(Deed(at_s, "bmc", (host, mode)))
                     deeds.append(Deed(at_s + rng.uniform(2.0, 40.0), "bmc", (host, "")))
+                if drain == "drain-off" and rng.random() < 0.4:  # is its copy the only one by now?
+                    other = rng.choice([h for h in hosts if h != host])
+                    what = rng.choice((("cut", (other,)), ("cut_link", (host, other))))
+                    deeds.append(Deed(rng.uniform(0.0, 1.0), *what, writes=rng.randrange(5, 45)))
                 if rng.random() < 0.5:
                     restore = rng.random() < 0.7
                     back_s = at_s + rng.uniform(5.0, 25.0)

@@ -66,3 +66,28 @@ def test_i7_a_migration_is_aborted_when_its_disk_falls_behind() -> None:
             sim.check_end()
 
     tell(story)
+
+
+def test_i15_a_drain_whose_off_was_not_heard_still_moves_what_came_meanwhile() -> None:
+    """Seed 30209: once "off" was asked for, resume only checked the power-off again, and parked for ever."""
+
+    async def story() -> None:
+        async with Sim() as sim:
+            three(sim)
+            guest = sim.world.add_iscsi("g", "h2")
+            await sim.start()
+            sim.bmc("h1", "deaf")
+            operation = await sim.drain("h1", power_off=True)
+            await sim.until(lambda: state(sim, operation) == "parked")
+            sim.world.excused.add(guest.uuid)  # an operator moves it cold, onto the host that will not go off
+            sim.world.end_process("h2", guest.uuid, keep=False)
+            sim.world.start_by_hand("h1", guest.uuid)
+            sim.bmc("h1", "")
+            await sim.pass_time(10.0)
+            await sim.resume(operation)
+            await sim.until(lambda: state(sim, operation) in ("parked", "done"))
+            assert state(sim, operation) == "done"
+            assert not sim.world.machines["h1"].powered
+            assert sim.where("g") in (["h2"], ["h3"])
+
+    tell(story)

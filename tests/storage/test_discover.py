@@ -221,3 +221,52 @@ def test_a_cut_definition_is_blocked(end):
 def test_garbage_never_raises(text):
     assert find(text, DEVICES).blockers
     find(domain(DISK % text.translate({ord(c): None for c in "<>&'"})), DEVICES)
+
+
+@pytest.mark.parametrize(
+    ("devices", "live", "cold"),
+    [
+        (DISK.replace("cache='none'", "cache='writeback'") % "/dev/drbd0", True, False),
+        (DISK % "/dev/drbd0" + "<shmem name='s'/>", True, False),
+        (DISK % "/dev/drbd0", False, False),
+        ("<disk type='file'><source file='/var/a.img'/><target dev='vda'/></disk>", True, True),
+        (
+            "<disk type='file' device='cdrom'><source file='/a.iso'/><target dev='sdb'/></disk>",
+            True,
+            True,
+        ),
+        (
+            "<hostdev type='usb'><source><vendor id='0x1d6b'/><product id='0x0002'/></source></hostdev>",
+            True,
+            True,
+        ),
+        ("<interface type='direct'><source dev='eth0'/></interface>", True, True),
+        ("<tpm><backend type='emulator'/></tpm>", True, True),
+        ("<memory model='nvdimm'><source><path>/mnt/pmem</path></source></memory>", True, True),
+    ],
+)
+def test_what_holds_while_a_guest_is_shut_off(devices: str, live: bool, cold: bool):
+    """Cache modes and shared memory end with QEMU; what is bound to the host does not."""
+    found = find(domain(devices), DEVICES)
+    assert bool(found.blockers) is live
+    assert bool(found.cold_blockers) is cold
+
+
+@pytest.mark.parametrize(
+    "os",
+    [
+        "<os firmware='efi'>",
+        "<os><loader type='pflash'>/x.fd</loader>",
+        "<os><nvram>/var/lib/libvirt/qemu/nvram/g1_VARS.fd</nvram>",
+    ],
+)
+def test_uefi_variables_travel_live_and_not_cold(os: str):
+    found = find(domain(DISK % "/dev/drbd0").replace("<os>", os), DEVICES)
+    assert found.blockers == ()
+    assert "UEFI variables" in found.cold_blockers[0]
+
+
+def test_a_definition_that_cannot_be_read_moves_neither_way():
+    found = find("<domain", DEVICES)
+    assert found.blockers
+    assert found.cold_blockers

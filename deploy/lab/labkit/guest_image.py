@@ -35,6 +35,8 @@ MODULES = (
     "virtio_net",
     "virtio_blk",
     "virtio_balloon",
+    "button",
+    "evdev",
 )
 WORKLOAD = Path(__file__).resolve().parent.parent / "workload"
 CHECKOUT = Path(__file__).resolve().parents[3]

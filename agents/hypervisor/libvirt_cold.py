@@ -1,0 +1,50 @@
+"""Moving a definition, and starting a domain. Blocking, for use in a Link's thread.
+
+Offline migration (libvirt 9.0, qemu_migration.c): no QEMU is started and no memory sent. The target's
+libvirtd persists the definition in its Finish phase, without autostart; after that the source's Confirm phase
+removes its own. So a broken connection leaves the definition here or on both hosts, never on none; a second
+call then moves it over the one that is there (seen with two libvirtds of 9.0.0).
+VIR_MIGRATE_OFFLINE needs PERSIST_DEST; on a *running* domain it would copy the definition and leave the guest
+running, which is why the state is looked at in the very thread that calls.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import libvirt
+
+from agents.hypervisor import libvirt_reads
+from agents.protocol import DomainState
+from storage.errors import Refused
+
+FLAGS = int(
+    libvirt.VIR_MIGRATE_OFFLINE
+    | libvirt.VIR_MIGRATE_PEER2PEER
+    | libvirt.VIR_MIGRATE_PERSIST_DEST
+    | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
+)
+
+
+def move_definition(connection: Any, uuid: str, target_uri: str, target_address: str) -> None:
+    """Returns when libvirt reports success. Raises libvirtError, or Refused."""
+    domain = _shut_off(connection, uuid)
+    if not domain.isPersistent():
+        raise Refused(f"domain {uuid} is transient: it has no definition to move")
+    # Without a URI the target would name itself, and refuses when its own name resolves to localhost.
+    domain.migrateToURI3(target_uri, {libvirt.VIR_MIGRATE_PARAM_URI: target_address}, FLAGS)
+
+
+def start(connection: Any, uuid: str) -> None:
+    """Returns when libvirt has started it. Raises libvirtError, or Refused."""
+    _shut_off(connection, uuid).createWithFlags(0)
+
+
+def _shut_off(connection: Any, uuid: str) -> Any:
+    domain = libvirt_reads.find(connection, uuid)
+    if domain is None:
+        raise Refused(f"domain {uuid} is not on this host")
+    found = libvirt_reads.facts(connection, uuid)
+    if found.state is not DomainState.SHUTOFF:
+        raise Refused(f"domain {uuid} is {found.state} ({found.reason}), not shut off")
+    return domain
