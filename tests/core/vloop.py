@@ -90,11 +90,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def _write_to_self(self) -> None:
         """Nobody sleeps in a selector: there is nobody to wake."""
 
-    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+    def run_in_executor(  # type: ignore[override]  # typeshed's signature is variadic
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
         """Without an executor (asyncio.to_thread): at once. A given one must not use threads."""
         if executor is not None:
             return super().run_in_executor(executor, func, *args)
-        future: asyncio.Future[T] = self.create_future()
+        future = self.create_future()
         try:
             future.set_result(func(*args))
         except Exception as error:  # handed over, as a thread would

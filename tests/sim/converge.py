@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 
+from agents.protocol import DomainState
 from migrd.operations import Operation, OperationState
 from storage.errors import Refused
 from storage.words import DrbdVolume
@@ -39,12 +40,18 @@ async def converge(sim: Sim) -> None:
             sim.check()
         await start_stopped(sim)
         parked = sim.open_operations()
-        if not parked and not _stopped(sim):
+        if not parked and not _stopped(sim) and not _stopping(sim):
             break
         for each in _roots(parked):
             await _wish(sim, each, cancel=number >= RESUMES)
         await sim.pass_time(BETWEEN_ROUNDS_S)
     await sim.until(lambda: _settled(sim), at_most_s=30.0)
+
+
+def _stopping(sim: Sim) -> bool:
+    """Is a guest on its way out, by its own will?"""
+    domains = [domain for m in sim.world.machines.values() for domain in m.domains.values()]
+    return any(domain.state is DomainState.SHUTDOWN for domain in domains)
 
 
 async def _becomes_quiet(sim: Sim) -> bool:

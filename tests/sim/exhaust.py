@@ -19,6 +19,7 @@ from tests.sim.quiet import quiet
 from tests.sim.sim import Sim
 
 RESTART_S = 3.0
+LATE_RESTART_S = 45.0
 ENDS_WITHIN_S = 1200.0
 Build = Callable[[Sim], None]
 Act = Callable[[Sim], Awaitable[str]]
@@ -106,11 +107,16 @@ def _places(sim: Sim) -> tuple[tuple[str, tuple[str, ...]], ...]:
 def _arm(sim: Sim, kill: Kill, writes: int, effects: dict[str, int]) -> None:
     if kill.who == "migrd":
         sim.kill_at_write = (writes + kill.number, kill.when)
-        sim.daemon.on_death = lambda: sim.at(RESTART_S, sim.start_daemon)
+        sim.daemon.on_death = lambda: sim.at(_restart_s(kill), sim.start_daemon)
     else:
         agent = sim.agents[kill.who]
         agent.effects.kill_at = (effects[kill.who] + kill.number, kill.when)
-        agent.on_death = lambda: sim.at(RESTART_S, sim.start_agent, kill.who)
+        agent.on_death = lambda: sim.at(_restart_s(kill), sim.start_agent, kill.who)
+
+
+def _restart_s(kill: Kill) -> float:
+    """Some come back at once, others after everybody has given them up."""
+    return RESTART_S if kill.number % 3 else LATE_RESTART_S
 
 
 async def _finish(sim: Sim, act: Act) -> str:

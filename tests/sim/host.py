@@ -90,24 +90,41 @@ class Host:
 
     async def act(self, what: str, effect: Callable[[], str]) -> str:
         """One side effect: it happens at one instant, and its process can die right before or after it."""
+        said = self._act(what, effect)
+        if said is None:
+            await self._gone()
+        return said or ""
+
+    def _act(self, what: str, effect: Callable[[], str]) -> str | None:
+        """None: the process died over it."""
         self.effects.number += 1
         self.effects.seen.append(what)
         if self.effects.reached("before"):
-            await self._gone()
+            return None
         said = effect()
-        if self.effects.reached("after"):
-            await self._gone()
-        return said
+        return None if self.effects.reached("after") else said
 
     async def tool(self, what: str, effect: Callable[[], str]) -> str:
-        """A storage tool: runs, acts, ends. Raises Unknown when it hangs past its deadline."""
-        await self.pause(TOOL_S)
-        if self.rng.random() < self.trouble.tool_hangs:
-            if self.rng.random() < 0.5:
-                await self.act(what, effect)
+        """A storage tool: a process of its own, which runs on when the agent stalls and ends when it dies.
+
+        Raises Unknown when it hangs past its deadline, or is killed after its work.
+        """
+        acted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def work() -> None:
+            if self.life.dead:
+                return
+            said = self._act(what, effect)
+            if said is not None and not acted.done():
+                acted.set_result(said)
+
+        hangs = self.rng.random() < self.trouble.tool_hangs
+        if not hangs or self.rng.random() < 0.5:
+            self.world.later(TOOL_S * (0.5 + self.rng.random()), work)
+        if hangs:
             await self.pause(HANG_S)
             raise Unknown(f"{what}: not ended by its deadline")
-        said = await self.act(what, effect)
+        said = await acted
         if self.rng.random() < self.trouble.tool_lost:
             raise Unknown(f"{what}: the tool was killed")
         await self.pause(TOOL_S / 4)

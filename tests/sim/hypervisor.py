@@ -132,7 +132,7 @@ class SimHypervisor:
         await self._call()
         running = self._host.migrations.of(uuid, self._host.name)
         if running is not None and running.source == self._host.name:
-            await self._host.act(f"abort {uuid[-2:]}", lambda: str(running.abort() or ""))
+            await self._host.act(f"abort {uuid[-2:]}", running.abort)
 
     async def set_downtime(self, uuid: str, downtime_limit_ms: int) -> None:
         await self._call()

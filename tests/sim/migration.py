@@ -24,6 +24,8 @@ CONFIRM_S = (0.02, 0.5)
 NOTICED_S = (0.1, 1.5)  # libvirtd sees a closed connection
 NOTICED_LATE_S = (5.0, 25.0)  # ... or has to wait for its keepalive
 UNKNOWABLE_S = 1.5  # replication lost right before the switch-over: libvirt has no way to hold it back
+FORGOTTEN = 0.2  # share of left-overs that libvirtd does not clear away in any useful time
+FORGOTTEN_S = 3600.0
 MIB = 1 << 20
 
 
@@ -148,10 +150,11 @@ class Migration:
 
     # -- the other ways --------------------------------------------------------------------------
 
-    def abort(self) -> None:
-        """virDomainAbortJob. Too late from the switch-over on."""
+    def abort(self) -> str:
+        """virDomainAbortJob. Too late from the switch-over on. Has nothing to say: ''."""
         if self.phase in ("prepare", "copy"):
             self.broken("migration out job: canceled by client", late=False, code=OPERATION_ABORTED)
+        return ""
 
     def reconsider(self) -> None:
         """A link, a power supply or a libvirtd has changed: does the stream still stand?"""
@@ -181,7 +184,10 @@ class Migration:
         arrived = self.phase == "copy"
         self._fail(code, message)
         if arrived:
-            self.world.later(self.world.between(NOTICED_LATE_S if late else NOTICED_S), self._sweep)
+            noticed_s = self.world.between(NOTICED_LATE_S if late else NOTICED_S)
+            if self.world.rng.random() < FORGOTTEN:
+                noticed_s = FORGOTTEN_S
+            self.world.later(noticed_s, self._sweep)
 
     def _source_lost(self) -> None:
         phase = self.phase

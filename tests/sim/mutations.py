@@ -172,11 +172,11 @@ MUTATIONS: tuple[Mutation, ...] = (
         "    return view",
     ),
     _one(
-        "a host that does not answer has no guest",
-        "I19",
-        "migrd/placement.py",
-        "            return Surveyed(guests=(), reasons=(report,))",
-        "            return Surveyed(guests=())",
+        "a host that does not answer may lose its power",
+        "I19 I12",
+        "migrd/safety.py",
+        '        return (f"{host}: no report of it, so nothing is known about what runs there",)',
+        "        return ()",
     ),
     Mutation(
         name="a cancel undoes after the commit point",
@@ -213,14 +213,19 @@ MUTATIONS: tuple[Mutation, ...] = (
     _one(
         "power goes off whatever the check says",
         "I12",
-        _DRAIN,
-        "        return _ask_again(state, event.reasons)\n    state = replace(state, phase=COMMIT",
-        "        pass\n    state = replace(state, phase=COMMIT",
+        "migrd/sagas/power.py",
+        "        return replace(state, phase=Phase.UNDONE, reasons=event.reasons), ()",
+        "        pass",
     ),
     Mutation(
-        name="what may have run is swept",
+        name="a failed migration is swept up without a look, and what has run is swept",
         invariant="I1 I5",
-        edits=(
+        edits=(  # each of these guards holds alone
+            Edit(
+                file="migrd/sagas/migrate.py",
+                old="    return look(replace(state, back_to=None), Stage.RECONCILE)",
+                new="    return start_back(state)",
+            ),
             Edit(
                 file="agents/attempts/domain_steps.py",
                 old="            )\n        case _:\n            return (",

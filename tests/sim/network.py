@@ -149,7 +149,7 @@ class Exchange:
             return
         net.later(delay_s, self._arrive, False)
         if rng.random() < link.duplicate:
-            net.later(delay_s + rng.uniform(0.0, 3.0), self._arrive, True)
+            net.later(delay_s + rng.uniform(0.0, rng.choice((3.0, 30.0))), self._arrive, True)
 
     def _arrive(self, again: bool) -> None:
         net, link = self._net, self._link

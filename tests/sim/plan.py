@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tests.sim.world import GIB
 
 HEAL_AT_S = 40.0
+_KINDS = (
+    *(("drbd",),) * 4,
+    *(("iscsi",),) * 3,
+    *(("iscsi-qemu",),) * 2,
+    ("drbd", "drbd"),
+    ("drbd", "iscsi"),
+    ("iscsi", "iscsi", "iscsi-qemu"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class GuestPlan:
     name: str
-    kind: str  # "drbd", "iscsi", "iscsi-qemu"
+    kinds: tuple[str, ...]  # of its volumes: "drbd", "iscsi", "iscsi-qemu"
     host: str
     peer: str = ""  # drbd
     memory_bytes: int = GIB
@@ -31,7 +40,7 @@ class Deed:
     at_s: float
     what: str
     arguments: tuple[object, ...] = ()
-    options: dict[str, object] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     writes: int = 0
 
     def __str__(self) -> str:
@@ -51,7 +60,7 @@ class Plan:
 
     def __str__(self) -> str:
         guests = [
-            f"  {g.name} {g.kind} on {g.host}"
+            f"  {g.name} {'+'.join(g.kinds)} on {g.host}"
             + (f", peer {g.peer}" if g.peer else "")
             + (f", wrong disk on {g.wrong_on}" if g.wrong_on else "")
             for g in self.guests
@@ -74,16 +83,17 @@ def plan(seed: int) -> Plan:
 
 
 def _guest(rng: random.Random, hosts: tuple[str, ...], number: int) -> GuestPlan:
-    kind = rng.choice(("drbd", "drbd", "drbd", "iscsi", "iscsi", "iscsi-qemu"))
+    kinds = rng.choice(_KINDS)
     host, peer = rng.sample(hosts, 2)
+    drbd = "drbd" in kinds
     wrong_on = rng.choice([h for h in hosts if h != host]) if rng.random() < 0.05 else ""
     return GuestPlan(
         name=f"g{number}",
-        kind=kind,
+        kinds=kinds,
         host=host,
-        peer=peer if kind == "drbd" else "",
+        peer=peer if drbd else "",
         memory_bytes=rng.choice((1, 1, 2, 4)) * GIB,
-        wrong_on=(peer if kind == "drbd" else wrong_on) if wrong_on else "",
+        wrong_on=(peer if drbd else wrong_on) if wrong_on else "",
     )
 
 
@@ -91,15 +101,18 @@ def _commands(rng: random.Random, hosts: tuple[str, ...], guests: tuple[GuestPla
     deeds = []
     for _ in range(rng.choice((1, 2, 3, 4))):
         at_s = rng.uniform(0.0, 15.0)
-        match rng.choice(("migrate", "migrate", "drain", "drain", "drain-off")):
+        match rng.choice(("migrate", "migrate", "migrate", "drain", "drain", "drain-off", "power")):
             case "migrate":
                 to = rng.choice((None, *hosts))
                 guest = rng.choice(guests)
                 deeds.append(Deed(at_s, "migrate", (guest.name, to)))
                 if rng.random() < 0.1:  # seen by no report yet, perhaps
-                    deeds.append(
-                        Deed(max(0.0, at_s - rng.uniform(0.1, 4.0)), "window_by_hand", (guest.name,))
-                    )
+                    before_s = max(0.0, at_s - rng.uniform(0.1, 4.0))
+                    deeds.append(Deed(before_s, "window_by_hand", (guest.name,)))
+            case "power":
+                host = rng.choice(hosts)
+                deeds.append(Deed(at_s, "power", (host, "off")))
+                deeds.append(Deed(at_s + rng.uniform(1.0, 30.0), "power", (host, "on")))
             case drain:
                 host = rng.choice(hosts)
                 allow = tuple(g.name for g in guests if rng.random() < 0.1)
@@ -111,8 +124,8 @@ def _commands(rng: random.Random, hosts: tuple[str, ...], guests: tuple[GuestPla
                     deeds.append(Deed(at_s + rng.uniform(2.0, 40.0), "bmc", (host, "")))
                 if drain == "drain-off" and rng.random() < 0.4:  # is its copy the only one by now?
                     other = rng.choice([h for h in hosts if h != host])
-                    what = rng.choice((("cut", (other,)), ("cut_link", (host, other))))
-                    deeds.append(Deed(rng.uniform(0.0, 1.0), *what, writes=rng.randrange(5, 45)))
+                    what, whom = rng.choice((("cut", (other,)), ("cut_link", (host, other))))
+                    deeds.append(Deed(rng.uniform(0.0, 1.0), what, whom, writes=rng.randrange(5, 45)))
                 if rng.random() < 0.5:
                     restore = rng.random() < 0.7
                     back_s = at_s + rng.uniform(5.0, 25.0)

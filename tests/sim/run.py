@@ -92,13 +92,9 @@ def build(sim: Sim, what: Plan) -> None:
     for host in what.hosts:
         sim.world.add_machine(host)
     for each in what.guests:
-        match each.kind:
-            case "drbd":
-                guest = sim.world.add_drbd(each.name, each.host, each.peer, each.memory_bytes)
-            case "iscsi":
-                guest = sim.world.add_iscsi(each.name, each.host, each.memory_bytes)
-            case _:
-                guest = sim.world.add_iscsi_qemu(each.name, each.host, each.memory_bytes)
+        guest = sim.world.add_guest(
+            each.name, each.host, each.kinds, peer=each.peer, memory_bytes=each.memory_bytes
+        )
         if each.wrong_on:
             sim.world.wrong_disk(each.wrong_on, guest)
 

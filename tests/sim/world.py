@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
 
@@ -88,6 +88,7 @@ class World:
         self.watched_since: Callable[[str], float] = lambda _host: 0.0  # how long its agent has been at work
         self._context = Context()
         self._generation = 1
+        self._volumes = 0
 
     # -- building --------------------------------------------------------------------------------
 
@@ -96,36 +97,44 @@ class World:
         return machine
 
     def add_drbd(self, name: str, host: str, peer: str, memory_bytes: int = GIB) -> Guest:
-        number = len(self.guests) + 1
-        nodes = (self.machines[host].node, self.machines[peer].node)
-        volume = DrbdVolume(resource=f"r{number}", volume_nr=0, minor=number, nodes=nodes)
-        resource = Resource(volume=volume, replicas={h: Replica(host=h) for h in (host, peer)})
-        resource.mine(host).role = Role.PRIMARY
-        self.resources[volume.name] = resource
-        return self._add(name, host, (volume,), memory_bytes)
+        return self.add_guest(name, host, ("drbd",), peer=peer, memory_bytes=memory_bytes)
 
     def add_iscsi(self, name: str, host: str, memory_bytes: int = GIB) -> Guest:
-        number = len(self.guests) + 1
-        volume = IscsiVolume(
-            portal="10.0.0.5:3260",
-            iqn=f"iqn.2026-11.sim:{number}",
-            lun=0,
-            device=f"/dev/disk/by-path/sim-{number}",
-        )
-        self.machines[host].sessions.add(volume.name)
-        return self._add(name, host, (volume,), memory_bytes)
+        return self.add_guest(name, host, ("iscsi",), memory_bytes=memory_bytes)
 
     def add_iscsi_qemu(self, name: str, host: str, memory_bytes: int = GIB) -> Guest:
-        number = len(self.guests) + 1
-        volume = IscsiQemuVolume(portal="10.0.0.5:3260", iqn=f"iqn.2026-11.sim:{number}", lun=0)
-        return self._add(name, host, (volume,), memory_bytes)
+        return self.add_guest(name, host, ("iscsi-qemu",), memory_bytes=memory_bytes)
 
-    def _add(self, name: str, host: str, volumes: tuple[AnyVolume, ...], memory_bytes: int) -> Guest:
+    def add_guest(
+        self, name: str, host: str, kinds: Sequence[str], *, peer: str = "", memory_bytes: int = GIB
+    ) -> Guest:
+        """A running guest with one volume of each of `kinds`; `peer` holds the other copy of DRBD ones."""
+        volumes = tuple(self._volume(kind, host, peer) for kind in kinds)
         uuid = f"00000000-0000-4000-8000-{len(self.guests) + 1:012d}"
         guest = self.guests[uuid] = Guest(uuid=uuid, name=name, volumes=volumes, memory_bytes=memory_bytes)
         domain = Domain(DomainState.RUNNING, "booted", process=True, ran=True)
         self.machines[host].domains[uuid] = domain
         return guest
+
+    def _volume(self, kind: str, host: str, peer: str) -> AnyVolume:
+        self._volumes += 1
+        number = self._volumes
+        iqn, portal = f"iqn.2026-11.sim:{number}", "10.0.0.5:3260"
+        match kind:
+            case "drbd":
+                nodes = (self.machines[host].node, self.machines[peer].node)
+                volume = DrbdVolume(resource=f"r{number}", volume_nr=0, minor=number, nodes=nodes)
+                resource = Resource(volume=volume, replicas={h: Replica(host=h) for h in (host, peer)})
+                resource.mine(host).role = Role.PRIMARY
+                self.resources[volume.name] = resource
+                return volume
+            case "iscsi":
+                device = f"/dev/disk/by-path/sim-{number}"
+                lun = IscsiVolume(portal=portal, iqn=iqn, lun=0, device=device)
+                self.machines[host].sessions.add(lun.name)
+                return lun
+            case _:
+                return IscsiQemuVolume(portal=portal, iqn=iqn, lun=0)
 
     def wrong_disk(self, host: str, guest: Guest) -> None:
         """On this host the names of the guest's disks open other disks (I9)."""
@@ -190,7 +199,7 @@ class World:
     def between(self, bounds: tuple[float, float]) -> float:
         return self.rng.uniform(*bounds)
 
-    def later(self, delay_s: float, what: Callable[..., None], *args: object) -> asyncio.TimerHandle:
+    def later(self, delay_s: float, what: Callable[..., object], *args: object) -> asyncio.TimerHandle:
         """A thing of the world: it happens whoever has died."""
         return self.loop.call_later(delay_s, lambda: what(*args), context=self._context)
 
