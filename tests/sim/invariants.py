@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import TypeGuard
 
+from agents.protocol import Attempt
 from migrd import saga
 from migrd.saga import SagaState
 from migrd.sagas.drain import DrainState, Phase, Task
-from migrd.sagas.events import Admitted, DrainRequested, Event, MigrateRequested
+from migrd.sagas.events import Admitted, Answered, DrainRequested, Event, MigrateRequested
 from migrd.sagas.migrate_state import MigrateState, Stage
 from migrd.sagas.power import PowerState
 from migrd.sagas.undrain import UndrainState
@@ -89,6 +90,8 @@ class Invariants:
         if isinstance(state, MigrateState):
             committed = isinstance(before, MigrateState) and before.committed
             self._move(operation, state, event, commits=state.committed and not committed)
+            if isinstance(before, MigrateState) and _blind(before, state, event):
+                self._violate("I16", f"{operation} goes on as if its migrate attempt had ended")
         if isinstance(before, DrainState) and isinstance(state, DrainState) and state.phase is Phase.DONE:
             for uuid, task in before.guests.items():
                 if task.task is Task.STUCK and state.request.host in self._world.where(uuid):
@@ -97,6 +100,22 @@ class Invariants:
             self._violate("I15", f"{operation} is parked without reason or remedy")
         if saga.ended(state):
             self.check(f"{operation} has ended")
+
+    def sent(self, attempt: Attempt) -> None:
+        """Journal, then act: what the daemon asks of an agent is on its disk by then."""
+        operation = attempt.operation.partition("@")[0]
+        state = self._books.states.get(operation)
+        if isinstance(state, DrainState):
+            task = state.guests.get(attempt.step.removeprefix("stop-"))
+            journalled = task.stops if task is not None else 0
+        elif isinstance(state, MigrateState):
+            journalled = {str(stage): number for stage, number in state.attempts.items()}.get(attempt.step, 0)
+        else:
+            journalled = attempt.attempt if state is not None else 0
+        if attempt.attempt > journalled:
+            self._violate(
+                "I16", f"{operation}/{attempt.step}/{attempt.attempt} is sent and not yet journalled"
+            )
 
     def _move(self, operation: str, state: MigrateState, event: Event, *, commits: bool) -> None:
         guest, source, target = state.request.guest, state.request.source, state.request.target
@@ -186,6 +205,15 @@ def _believed_off(state: SagaState) -> TypeGuard[DrainState | PowerState]:
     if isinstance(state, DrainState):
         return state.off
     return isinstance(state, PowerState) and state.request.action == "off" and state.phase == "done"
+
+
+def _blind(before: MigrateState, after: MigrateState, event: Event) -> bool:
+    """Is a migrate attempt given up, or made again, though nobody has told its end?"""
+    told = isinstance(event, Answered) and event.step == Stage.MIGRATE and event.ended
+    if not before.migrate_open or told or after.committed:
+        return False
+    again = after.attempts.get(Stage.MIGRATE, 0) > before.attempts.get(Stage.MIGRATE, 0)
+    return again or not after.migrate_open
 
 
 def leftovers(world: World) -> list[str]:

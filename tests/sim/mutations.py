@@ -211,11 +211,11 @@ MUTATIONS: tuple[Mutation, ...] = (
         '            return "off"',
     ),
     _one(
-        "power goes off whatever the check says",
+        "power goes off unchecked",
         "I12",
-        "migrd/sagas/power.py",
-        "        return replace(state, phase=Phase.UNDONE, reasons=event.reasons), ()",
-        "        pass",
+        "migrd/engine.py",
+        "        return PowerChecked(reasons=(*seen.reasons, *moving))",
+        "        return PowerChecked(reasons=())",
     ),
     Mutation(
         name="a failed migration is swept up without a look, and what has run is swept",

@@ -72,6 +72,7 @@ class Network:
         self.links: dict[str, Link] = {}
         self.servers: dict[str, Server] = {}
         self.powered: Callable[[str], bool] = lambda _host: True
+        self.on_send: Callable[[Attempt], None] = lambda _attempt: None  # of the daemon, to an agent
         self.obeyed: dict[str, int] = {}  # host -> highest epoch of a command it took (I4)
         self._context = Context()
         self._open: dict[str, set[Exchange | Stream]] = {}
@@ -117,6 +118,10 @@ class Network:
     def end(self, host: str, each: Exchange | Stream) -> None:
         self._open[host].discard(each)
 
+    def sent(self, target: str, body: bytes) -> None:
+        if target.partition("?")[0] == "/v1/attempts":
+            self.on_send(read(Attempt, body))
+
     def took(self, host: str, target: str, body: bytes, reply: Reply) -> None:
         """I4, from outside: a command under an older epoch than one obeyed before was taken."""
         if target.partition("?")[0] != "/v1/attempts" or reply.status not in (200, 202):
@@ -138,6 +143,7 @@ class Exchange:
 
     def send(self) -> None:
         net, link, rng = self._net, self._link, self._net.rng
+        net.sent(*self._question[1:])
         delay_s = net.delay_s(link)
         if rng.random() < link.late:
             net.later(rng.uniform(1.0, 30.0), self._arrive, True)

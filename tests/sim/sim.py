@@ -63,6 +63,7 @@ class Sim:
         self.books = Books()
         settings = settings or Settings()
         self.invariants = Invariants(self.world, self.books, settings.caps)
+        self.network.on_send = self.invariants.sent
         self.bmcs = Bmcs(self.world, self._rng("bmc"), self.invariants.power_cut)
         self.agents: dict[str, AgentProcess] = {}
         self.daemon = DaemonProcess(

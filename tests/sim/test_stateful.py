@@ -116,13 +116,13 @@ class Operators(RuleBasedStateMachine):
     def power(self, host: str, action: str, for_s: float) -> None:
         self._ask(self._now.power(host, action), for_s)
 
-    @precondition(lambda self: self.sim is not None and self.sim.open_operations())
+    @precondition(lambda self: self.sim is not None and bool(self.sim.open_operations()))
     @rule(which=st.integers(0, 7), for_s=A_WHILE_S)
     def cancel(self, which: int, for_s: float) -> None:
         found = self._now.open_operations()
         self._ask(self._now.cancel(found[which % len(found)].id), for_s)
 
-    @precondition(lambda self: self.sim is not None and _parked(self.sim))
+    @precondition(lambda self: self.sim is not None and bool(_parked(self.sim)))
     @rule(which=st.integers(0, 7), for_s=A_WHILE_S)
     def resume(self, which: int, for_s: float) -> None:
         found = _parked(self._now)
@@ -251,8 +251,8 @@ def _parked(sim: Sim) -> list[str]:
 
 TestOperators = Operators.TestCase
 TestOperators.settings = settings(
-    max_examples=12,
-    stateful_step_count=20,
+    max_examples=80,
+    stateful_step_count=25,
     deadline=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
