@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import TypeVar
 
@@ -55,6 +55,7 @@ from migrd.sagas.events import (
     Recovered,
     Request,
     Resumed,
+    Surveyed,
     Withdrawn,
 )
 from migrd.sagas.migrate_state import MigrateState
@@ -365,6 +366,8 @@ class Engine:
             source=state.request.source,
             target=state.request.target,
             order=record.seq,
+            # children are OPERATION.1, .2 ...
+            turn=int(record.id.rpartition(".")[2]) if record.parent else 0,
         )
         for wanted, moves in ((waits, self._waiting), (holds, self._running)):
             if wanted:
@@ -420,7 +423,7 @@ class Engine:
             case Choose():
                 return await self.placement.choose(command)
             case Survey(host=host):
-                return await self.placement.survey(host)
+                return await self.survey(host)
             case CheckPowerOff(host=host):
                 return await self.check_power_off(host)
             case CheckHost(host=host, number=number):
@@ -487,6 +490,19 @@ class Engine:
     def cold_request(self, guest: str, source: str, target: str, asked: str | None) -> ColdRequested:
         """The first row of a cold move, consent included (I5). Raises Refused when something is not known."""
         return self.placement.cold_request(guest, source, target, asked_target=asked, may_stop=True)
+
+    async def survey(self, host: str) -> Surveyed:
+        """What the host reports, and every open move that will bring a guest to it: no report shows that yet.
+
+        A move that still waits for a slot is withdrawn when its target is drained.
+        """
+        seen = await self.placement.survey(host)
+        arriving = tuple(
+            f"{state.request.name} is not on {host} yet, but on its way: see migrctl op show {record.id}"
+            for record, state in self.moves()
+            if state.request.target == host and (not saga.pending(state) or record.id in self._admitted)
+        )
+        return replace(seen, reasons=(*seen.reasons, *arriving))
 
     async def check_power_off(self, host: str) -> PowerChecked:
         """I12: what the hosts report at this moment, and every open move from or to `host`.

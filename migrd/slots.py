@@ -16,6 +16,7 @@ class Slot:
     source: str
     target: str
     order: int  # when it was asked for
+    turn: int = 0  # its number among the moves of its group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,11 @@ class Caps:
 
 
 def admit(waiting: Iterable[Slot], running: Iterable[Slot], caps: Caps) -> list[str]:
-    """Operations that may begin now, in order. The drain with the fewest moves in flight goes first."""
+    """Operations that may begin now, in order. The drain with the fewest moves in flight goes first.
+
+    Of drains with equally many, the one that has had the fewest turns: when a single slot comes free none has
+    a move in flight, and the order of asking alone would give it to the first drain until that is done.
+    """
     sources: Counter[str] = Counter()
     targets: Counter[str] = Counter()
     groups: Counter[str] = Counter()
@@ -47,7 +52,7 @@ def admit(waiting: Iterable[Slot], running: Iterable[Slot], caps: Caps) -> list[
         ]
         if not fitting:
             return admitted
-        chosen = min(fitting, key=lambda slot: (groups[slot.group], slot.order))
+        chosen = min(fitting, key=lambda slot: (groups[slot.group], slot.turn, slot.order))
         admitted.append(chosen.operation)
         left.remove(chosen)
         sources[chosen.source] += 1

@@ -98,7 +98,8 @@ def _still_on_source(state: MigrateState, _found: Verdict) -> Result:
             return next_needed(state, BACK[BACK.index(state.back_to) :])
         return start_back(state)
     again = state.back_to
-    if again in FORWARD and not state.cancelled and state.tries < MAX_TRIES:
+    # A host without power is asked for nothing, so a stage forward would wait for an answer for ever.
+    if again in FORWARD and not state.off and not state.cancelled and state.tries < MAX_TRIES:
         return enter(replace(state, back_to=None), again)
     if not state.trouble and not state.cancelled:
         state = replace(state, trouble=(f"the guest did not leave {state.request.source}",))
@@ -220,7 +221,7 @@ def _unknown(state: MigrateState, event: Looked, pair: Pair) -> Result:
     silent = tuple(
         state.host(side)
         for side, view in ((Side.SOURCE, pair.source), (Side.TARGET, pair.target))
-        if view is SideView.UNKNOWN
+        if view in (SideView.UNKNOWN, SideView.OFF)
     )
     trouble = tuple(dict.fromkeys((*state.trouble, *event.reasons))) or tuple(
         f"{host} shows a state that is not understood" for host in silent

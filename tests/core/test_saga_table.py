@@ -175,6 +175,24 @@ def test_the_commit_point_is_the_only_way_past_and_there_is_no_way_back() -> Non
             assert not any(isinstance(c, Call) and c.step in ("sweep", "release-target") for c in commands)
 
 
+@pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.OPEN_WINDOW, Stage.ACQUIRE])
+def test_a_stage_is_not_tried_again_on_a_target_without_power(stage: Stage) -> None:
+    """It would ask nobody, and wait for an answer that never comes (I15)."""
+    state = replace(
+        MigrateState(operation="op-1", request=REQUEST),
+        stage=Stage.RECONCILE,
+        back_to=stage,
+        attempts=dict.fromkeys((Stage.PREPARE, Stage.OPEN_WINDOW, Stage.ACQUIRE), 1),
+        tries=1,
+        trouble=("h2: Connection timed out",),
+    )
+    look = Looked(source=seen(DomainState.RUNNING), target=None, off=(Side.TARGET,))
+    after, commands = saga.step(state, look)
+    assert isinstance(after, MigrateState)
+    assert after.going_back
+    assert commands
+
+
 def test_two_running_instances_are_an_alarm_only_if_they_stay() -> None:
     """The hosts are looked at one after the other: a switch-over in between shows the guest on both."""
     both = looked(DomainState.RUNNING, DomainState.RUNNING, job=True)
@@ -331,6 +349,20 @@ def test_the_drain_with_the_fewest_moves_goes_first() -> None:
     waiting = [Slot(operation=f"a{n}", group="a", source=f"s{n}", target="t", order=n) for n in range(5)]
     waiting.append(Slot(operation="b0", group="b", source="s9", target="t", order=9))
     assert admit(waiting, [], Caps(per_target=2)) == ["a0", "b0"]
+
+
+def test_drains_take_turns_at_a_single_slot() -> None:
+    """When it comes free, neither of them has a move in flight."""
+    first = [Slot(operation=f"a{n}", group="a", source="s1", target="t", order=n, turn=n) for n in (1, 2)]
+    second = [
+        Slot(operation=f"b{n}", group="b", source="s2", target="t", order=9 + n, turn=n) for n in (0, 1)
+    ]
+    waiting, order = [*first, *second], []
+    while waiting:
+        [begun] = admit(waiting, [], Caps(per_target=1))
+        order.append(begun)
+        waiting = [slot for slot in waiting if slot.operation != begun]
+    assert order == ["b0", "a1", "b1", "a2"]
 
 
 def test_states_hold_values_only() -> None:

@@ -170,6 +170,7 @@ class SimIscsi:
     async def prepare(self, volume: Volume, handover: Handover) -> None:
         await self._host.pause(CALL_S)
         if volume.name not in self._host.machine.sessions:
+            _may_log_in(self._host, volume)
             await self._host.tool(f"login {volume.name}", lambda: self._session(volume, there=True))
 
     def _session(self, volume: Volume, *, there: bool) -> str:
@@ -229,6 +230,7 @@ class SimIscsiQemu:
 
     async def prepare(self, volume: Volume, handover: Handover) -> None:
         await self._host.pause(TOOL_S)
+        _may_log_in(self._host, volume)
 
     async def open_window(self, volume: Volume, handover: Handover) -> WindowOptions | None:
         return None
@@ -244,6 +246,17 @@ class SimIscsiQemu:
 
     async def close_window(self, volume: Volume, handover: Handover, before: WindowOptions | None) -> None:
         """Nothing was opened."""
+
+
+def _may_log_in(host: Host, volume: Volume) -> None:
+    """iscsiadm's exit codes as storage.iscsi reads them: 24 will not change by itself, 8 may."""
+    match host.world.no_login.get((host.name, volume.name), ""):
+        case "chap":
+            raise Failed(f"{volume.name}: login failed: authorization failure")
+        case "down":
+            raise Retryable(f"{volume.name}: login failed: connection timed out")
+        case _:
+            return
 
 
 def drivers(host: Host) -> dict[str, Driver]:

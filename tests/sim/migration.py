@@ -157,13 +157,15 @@ class Migration:
         return ""
 
     def reconsider(self) -> None:
-        """A link, a power supply or a libvirtd has changed: does the stream still stand?"""
+        """A link, a power supply, a libvirtd or a QEMU has changed: does the stream still stand?"""
         if self.phase == "ended":
             return
         if not self._here.powered:
             self._source_lost()
         elif not self._there.powered:
             self._target_lost()
+        elif self.phase in ("prepare", "copy") and not self._here.domains[self.uuid].process:
+            self.broken("operation failed: domain is not running", late=False)
         elif self.phase == "copy" and not self.world.linked(self.source, self.target):
             self.broken("unable to connect: Connection timed out", late=True)
         elif self.phase in ("prepare", "copy") and not (self._here.libvirt_up and self._there.libvirt_up):

@@ -75,11 +75,11 @@ class Network:
         self.on_send: Callable[[Attempt], None] = lambda _attempt: None  # of the daemon, to an agent
         self.obeyed: dict[str, int] = {}  # host -> highest epoch of a command it took (I4)
         self._context = Context()
-        self._open: dict[str, set[Exchange | Stream]] = {}
+        self._open: dict[str, dict[Exchange | Stream, None]] = {}  # in order, as no set of objects is
 
     def add(self, host: str) -> None:
         self.links[host] = Link(host)
-        self._open[host] = set()
+        self._open[host] = {}
 
     def listen(self, server: Server) -> None:
         self.servers[server.host] = server
@@ -113,10 +113,10 @@ class Network:
         return SimTransport(self, self.links[host])
 
     def begin(self, host: str, each: Exchange | Stream) -> None:
-        self._open[host].add(each)
+        self._open[host][each] = None
 
     def end(self, host: str, each: Exchange | Stream) -> None:
-        self._open[host].discard(each)
+        self._open[host].pop(each, None)
 
     def sent(self, target: str, body: bytes) -> None:
         if target.partition("?")[0] == "/v1/attempts":

@@ -79,6 +79,7 @@ class World:
         self.guests: dict[str, Guest] = {}
         self.resources: dict[str, Resource] = {}
         self.wrong_lun: set[tuple[str, str]] = set()  # (host, volume): the name opens another LUN there
+        self.no_login: dict[tuple[str, str], str] = {}  # (host, volume): "chap" is final, "down" may pass
         self.cut_links: set[frozenset[str]] = set()
         self.excused: set[str] = set()  # guests that a fault, not migrd, has stopped
         self.consented: set[str] = set()  # guests that an operator allowed to be stopped
@@ -168,7 +169,7 @@ class World:
             case IscsiVolume():
                 return volume.name in self.machines[host].sessions
             case _:
-                return True
+                return (host, volume.name) not in self.no_login
 
     def identity(self, host: str, volume: AnyVolume) -> str:
         """What a QEMU on this host would open."""
@@ -215,6 +216,8 @@ class World:
             machine.ending.add(uuid)
             self.later(self.between((0.0, 0.4)), self._reaped, host, uuid, keep)
         self.changed(host, f"QEMU of {self.guests[uuid].name} ends ({reason})", uuid=uuid)
+        if keep:
+            self.link_changed()  # a migration of it has nothing left to send
 
     def _reaped(self, host: str, uuid: str, stopped: bool) -> None:
         machine = self.machines[host]
