@@ -122,12 +122,12 @@ class Network:
         if target.partition("?")[0] == "/v1/attempts":
             self.on_send(read(Attempt, body))
 
-    def took(self, host: str, target: str, body: bytes, reply: Reply) -> None:
-        """I4, from outside: a command under an older epoch than one obeyed before was taken."""
+    def took(self, host: str, target: str, body: bytes, reply: Reply, *, obeyed: int) -> None:
+        """I4, from outside: a command under an older epoch than one `obeyed` before it came was taken."""
         if target.partition("?")[0] != "/v1/attempts" or reply.status not in (200, 202):
             return
         attempt = read(Attempt, body)
-        if attempt.epoch < self.obeyed.get(host, 0):
+        if attempt.epoch < obeyed:
             self.trace.violate("I4", f"{host} took {attempt.operation}/{attempt.step} of a stale epoch")
         self.obeyed[host] = max(self.obeyed.get(host, 0), attempt.epoch)
 
@@ -175,10 +175,11 @@ class Exchange:
 
     async def _serve(self, service: Service, method: str, target: str, body: bytes) -> None:
         """In the agent's process."""
-        reply = await service.answer(method, target, body)
         net, link = self._net, self._link
+        obeyed = net.obeyed.get(link.host, 0)
+        reply = await service.answer(method, target, body)
         net.end(link.host, self)
-        net.took(link.host, target, body, reply)
+        net.took(link.host, target, body, reply, obeyed=obeyed)
         if net.rng.random() < link.lose_reply:
             net.trace.note("net", link.host, f"reply lost: {method} {target} {reply.status}")
             net.later(RESET_S, self.reset)
