@@ -298,6 +298,9 @@ class Sim:
     def drop_replication(self, host: str) -> None:
         self.world.drop_replication(host)
 
+    def cut_replication(self, one: str, other: str) -> None:
+        self.world.cut_replication(one, other)
+
     def stops_by_itself(self, guest: str) -> None:
         self.world.stops_by_itself(guest)
 
@@ -332,6 +335,7 @@ class Sim:
         self.trace.note("fault", "all", "healed")
         self.disk("migrd", "")
         self.world.no_windows_by_hand()
+        self.world.reconnect_all()
         for pair in sorted(map(sorted, self.world.cut_links)):
             self.world.heal_link(*pair)
         for host, machine in self.world.machines.items():

@@ -342,6 +342,16 @@ class World:
                 resource.by_hand = False
                 self.changed(resource.name, "two primaries are disallowed by hand")
 
+    def adjust_by_hand(self, resource: Resource) -> None:
+        """`drbdadm adjust`, and `drbdadm secondary` where nobody has it open, while it is not connected."""
+        if resource.connected:
+            return
+        for host, replica in resource.replicas.items():
+            replica.flag = False
+            if not self.machines[host].has_process(self.owner(resource.name).uuid):
+                replica.role = Role.SECONDARY
+        self.changed(resource.name, "is adjusted by hand")
+
     def connect_by_hand(self, resource: Resource) -> None:
         """`drbdadm connect` on both nodes."""
         for replica in resource.replicas.values():
