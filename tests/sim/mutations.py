@@ -247,8 +247,9 @@ MUTATIONS: tuple[Mutation, ...] = (
         "a migrate attempt whose end is not known is made again",
         "I16",
         _MOVES,
-        "    if lost:\n        return follow(state, backoff_s(state.tries))",
-        "    if lost:\n        return enter(state, Stage.MIGRATE, backoff_s(state.tries))",
+        "    back_to = None if lost else state.stage\n",
+        "    back_to = None if lost else state.stage\n"
+        "    if lost:\n        return enter(state, Stage.MIGRATE, backoff_s(state.tries))\n",
     ),
     _one(
         "a migrate attempt is forgotten over a restart",
