@@ -62,7 +62,7 @@ class Hub:
         self.dropped = 0
         self._queue_max = queue_max
         self._subscribers_max = subscribers_max
-        self._subscribers: set[Subscription] = set()
+        self._subscribers: dict[Subscription, None] = {}  # in order of arrival
         self._seq = 0
 
     @property
@@ -104,13 +104,13 @@ class Hub:
         subscription = Subscription(self._queue_max, on_drop)
         # The hello repeats the current number: it is this listener's own, not an event of the stream.
         subscription.put(_line(Event(stream=self.stream, seq=self._seq, kind="hello", report=report)))
-        self._subscribers.add(subscription)
+        self._subscribers[subscription] = None
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Forget a listener. Safe to repeat."""
         subscription.end()
-        self._subscribers.discard(subscription)
+        self._subscribers.pop(subscription, None)
 
     def close(self) -> None:
         """End every stream, so that a planned exit is seen at once and not after a silence."""
@@ -144,7 +144,7 @@ class Hub:
         for subscription in tuple(self._subscribers):
             if not subscription.put(line):
                 self.dropped += 1
-                self._subscribers.discard(subscription)
+                self._subscribers.pop(subscription, None)
 
 
 def _line(event: Event) -> bytes:

@@ -71,6 +71,35 @@ class Life:
 LIFE: ContextVar[Life | None] = ContextVar("life", default=None)
 
 
+class NumberedTask(asyncio.Task[Any]):
+    """Its hash is its number, not its address: asyncio's sets of tasks have the same order in every run."""
+
+    number: int
+
+    def __new__(cls, *_: Any, loop: VirtualLoop, **__: Any) -> NumberedTask:
+        task = super().__new__(cls)
+        loop.tasks += 1
+        task.number = loop.tasks
+        return task
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+class OrderedTimer(asyncio.TimerHandle):
+    """Of two timers for one instant the older one is first."""
+
+    __slots__ = ("order",)
+    order: int
+    _when: float
+    _scheduled: bool
+
+    def __lt__(self, other: OrderedTimer) -> bool:  # type: ignore[override]  # a heap of these only
+        if self._when != other._when:
+            return self._when < other._when
+        return self.order < other.order
+
+
 class VirtualLoop(asyncio.SelectorEventLoop):
     """Replaces the heart of asyncio's loop (BaseEventLoop._run_once of Python 3.11) and keeps the rest."""
 
@@ -81,11 +110,22 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         self.now_s = 1000.0
-        self.steps = 0
+        self.tasks = self.timers = 0
         super().__init__()
+        self.set_task_factory(lambda loop, work, **more: NumberedTask(work, loop=loop, **more))
 
     def time(self) -> float:
         return self.now_s
+
+    def call_at(  # type: ignore[override]  # typeshed's signature is variadic
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        timer = OrderedTimer(when, callback, args, self, context)
+        self.timers += 1
+        timer.order = self.timers
+        heapq.heappush(self._scheduled, timer)
+        timer._scheduled = True
+        return timer
 
     def _write_to_self(self) -> None:
         """Nobody sleeps in a selector: there is nobody to wake."""
@@ -132,7 +172,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             else:
                 handle._run()
                 life.step()
-        self.steps += 1
 
 
 async def unwind(lives: Iterable[Life]) -> None:
