@@ -65,11 +65,12 @@ async def replicas(
     command: DisconnectReplicas | ConnectReplicas, drivers: Drivers, *, deadline_s: float
 ) -> Ended:
     """Every volume that the drivers hold, all at once. Never raises storage errors."""
-    calls = []
-    for driver in drivers.values():
-        act = driver.disconnect if isinstance(command, DisconnectReplicas) else driver.connect
-        for volume in await driver.volumes():
-            calls.append(_with_deadline(act(volume), volume, deadline_s))
+    held = [(driver, volume) for driver in drivers.values() for volume in await driver.volumes()]
+    leaves = isinstance(command, DisconnectReplicas)
+    calls = [
+        _with_deadline(driver.disconnect(volume) if leaves else driver.connect(volume), volume, deadline_s)
+        for driver, volume in held
+    ]
     outcome, reasons = merge(await asyncio.gather(*calls, return_exceptions=True))
     return Ended(outcome=outcome, reasons=reasons)
 

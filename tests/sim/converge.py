@@ -129,8 +129,14 @@ def _stopped(sim: Sim) -> list[Guest]:
 
 
 def connect_by_hand(sim: Sim) -> None:
-    """`drbdadm connect` for connections that were given up over differing flags, once no window is open."""
+    """`drbdadm connect` for connections that were given up over differing flags, once no window is open.
+
+    Where a parked operation asks for one replica of two copies, its window is closed by hand.
+    """
     for resource in sim.world.resources.values():
+        asked = [o for o in sim.open_operations() if o.guest == sim.world.owner(resource.name).uuid]
+        if asked and all(o.state is OperationState.PARKED and "its replica" in o.remedy for o in asked):
+            sim.world.adjust_by_hand(resource)
         flags = [replica.flag for replica in resource.replicas.values()]
         if not any(flags) and any(replica.standalone for replica in resource.replicas.values()):
             sim.world.connect_by_hand(resource)

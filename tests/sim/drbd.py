@@ -38,6 +38,7 @@ class Resource:
     connected: bool = True
     syncing: bool = False
     lost_s: float = 0.0  # when the connection was lost last, on the loop's clock
+    by_hand: bool = False  # an operator allows two primaries, for purposes of his own
     identity: dict[str, str] = field(default_factory=dict)  # host -> another disk's identity (a wrong one)
 
     @property

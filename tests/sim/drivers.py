@@ -17,7 +17,6 @@ from tests.sim.drbd import Resource
 from tests.sim.host import CALL_S, TOOL_S, Host
 
 LUN_BYTES = 1 << 30
-UNKNOWABLE_S = 1.0  # between a driver's last look and its act, the connection can break
 
 
 class SimDrbd:
@@ -76,14 +75,19 @@ class SimDrbd:
             reasons.append(f"{volume.name}: the peer is or may be primary, and two are not allowed")
         if reasons:
             raise Refused(*reasons)
-        refused = await self._host.tool(f"promote {volume.name}", lambda: self._promote(resource))
+        looked_s = self._host.world.loop.time()
+        refused = await self._host.tool(f"promote {volume.name}", lambda: self._promote(resource, looked_s))
         if refused:
             raise Failed(f"{volume.name} could not be promoted: {refused}")
+        if apart := resource.problems(name):  # the link broke meanwhile: nobody keeps a copy that may be old
+            await self._host.tool(f"demote {volume.name}", lambda: self._demote(resource))
+            raise Refused(*apart)
 
-    def _promote(self, resource: Resource) -> str:
+    def _promote(self, resource: Resource, looked_s: float) -> str:
+        """What breaks between look and act cannot be known: the driver looks again after it, and demotes."""
         name, world = self._host.name, self._host.world
-        known_s = world.loop.time() - resource.lost_s
-        if not resource.current(name) and known_s > UNKNOWABLE_S:
+        known = resource.connected or resource.lost_s < looked_s
+        if known and not resource.current(name):
             world.trace.violate("I7", f"{resource.name} is promoted on {name}, a stale copy")
         refused = resource.promote(name)
         world.changed(name, f"promotes {resource.name}: {refused or 'done'}")
@@ -155,6 +159,8 @@ class SimDrbd:
         name, world = self._host.name, self._host.world
 
         def put() -> str:
+            if resource.by_hand and not allowed:
+                world.trace.violate("I6", f"{resource.name}: a window that somebody else opened is closed")
             refused = resource.set_flag(name, allowed=allowed)
             world.changed(name, f"two primaries of {resource.name} -> {allowed}: {refused or 'done'}")
             return refused

@@ -5,14 +5,19 @@ The journal is read as it is on disk: consent and open windows count from the mo
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TypeGuard
 
+from agents.protocol import Attempt, ConnectReplicas, DisconnectReplicas
 from migrd import saga
 from migrd.saga import SagaState
-from migrd.sagas.drain import DrainState
-from migrd.sagas.events import DrainRequested, Event, PowerRead
-from migrd.sagas.migrate_state import MigrateState
+from migrd.sagas.drain import DrainState, Phase, Task
+from migrd.sagas.events import Admitted, Answered, DrainRequested, Event, MigrateRequested
+from migrd.sagas.migrate_state import MigrateState, Stage
+from migrd.sagas.power import Phase as PowerPhase
 from migrd.sagas.power import PowerState
+from migrd.sagas.undrain import UndrainState
+from migrd.slots import Caps
 from storage.words import Role
 from tests.sim.world import Machine, World
 
@@ -24,11 +29,25 @@ class Books:
 
     def __init__(self) -> None:
         self.states: dict[str, SagaState] = {}
+        self.drained: set[tuple[str, str]] = set()  # (host, guest): a drain has moved it away
+        self._parked: set[str] = set()  # were parked once: resumed ones go on whether a slot is free or not
 
     def add(self, operation: str, event: Event) -> None:
         before = self.states.get(operation)
         after = saga.fold(operation, [event]) if before is None else saga.step(before, event)[0]
         self.states[operation] = after
+        if saga.parked(after):
+            self._parked.add(operation)
+        if isinstance(after, MigrateState) and after.stage is Stage.DONE:
+            parent = self.states.get(after.request.parent)
+            if isinstance(parent, DrainState):
+                self.drained.add((parent.request.host, after.request.guest))
+
+    def works_on(self, uuid: str) -> bool:
+        return any(
+            isinstance(state, MigrateState) and state.request.guest == uuid and not state.stage.ended
+            for state in self.states.values()
+        )
 
     def window_allowed(self, uuid: str) -> bool:
         """Does an open operation of this guest have its window journalled (I6)?"""
@@ -37,28 +56,85 @@ class Books:
             for state in self.states.values()
         )
 
+    def at_work(self) -> tuple[Counter[str], Counter[str]]:
+        """Moves that hold a slot of their source, and of their target."""
+        holding = [
+            state.request
+            for name, state in self.states.items()
+            if isinstance(state, MigrateState)
+            and not (name in self._parked or state.committed or state.stage.ended)
+            and state.stage is not Stage.PENDING
+        ]
+        return Counter(each.source for each in holding), Counter(each.target for each in holding)
+
 
 class Invariants:
     """`check` follows every change, `journalled` every durable row; `power_cut` comes before a BMC acts."""
 
-    def __init__(self, world: World, books: Books) -> None:
+    def __init__(self, world: World, books: Books, caps: Caps) -> None:
         self._world = world
         self._books = books
+        self._caps = caps
         world.check = self.check
 
     def journalled(self, operation: str, event: Event) -> None:
+        before = self._books.states.get(operation)
         self._books.add(operation, event)
         if isinstance(event, DrainRequested):
             self._world.consented |= set(event.allow_stop)
         state = self._books.states[operation]
-        if isinstance(event, PowerRead) and _believed_off(state):
+        if _believed_off(state) and (before is None or not _believed_off(before)):
             host = state.request.host
             if self._world.machines[host].powered:
                 self._violate("I3", f"{operation} believes that {host} is off")
+        state = self._books.states[operation]
+        if isinstance(state, MigrateState):
+            committed = isinstance(before, MigrateState) and before.committed
+            self._move(operation, state, event, commits=state.committed and not committed)
+            if isinstance(before, MigrateState) and _blind(before, state, event):
+                self._violate("I16", f"{operation} goes on as if its migrate attempt had ended")
+        if isinstance(before, DrainState) and isinstance(state, DrainState) and state.phase is Phase.DONE:
+            for uuid, task in before.guests.items():
+                if task.task is Task.STUCK and state.request.host in self._world.where(uuid):
+                    self._violate("I19", f"{operation} ends, and {task.name} runs on {state.request.host}")
         if saga.parked(state) and not (state.reasons and state.remedy):
             self._violate("I15", f"{operation} is parked without reason or remedy")
         if saga.ended(state):
             self.check(f"{operation} has ended")
+
+    def sent(self, attempt: Attempt) -> None:
+        """Journal, then act: what the daemon asks of an agent is on its disk by then."""
+        operation = attempt.operation.partition("@")[0]
+        state = self._books.states.get(operation)
+        if isinstance(attempt.command, DisconnectReplicas | ConnectReplicas):
+            # A part of cutting the power, which is what the journal names; numbered by this life alone.
+            journalled = attempt.attempt if _works_on_power(state) else 0
+        elif isinstance(state, DrainState):
+            task = state.guests.get(attempt.step.removeprefix("stop-"))
+            journalled = task.stops if task is not None else 0
+        elif isinstance(state, MigrateState):
+            journalled = {str(stage): number for stage, number in state.attempts.items()}.get(attempt.step, 0)
+        else:
+            journalled = attempt.attempt if state is not None else 0
+        if attempt.attempt > journalled:
+            self._violate(
+                "I16", f"{operation}/{attempt.step}/{attempt.attempt} is sent and not yet journalled"
+            )
+
+    def _move(self, operation: str, state: MigrateState, event: Event, *, commits: bool) -> None:
+        guest, source, target = state.request.guest, state.request.source, state.request.target
+        if commits and self._world.machines[source].has_process(guest):
+            self._violate("I11", f"{operation} is past its commit point, and its QEMU is still on {source}")
+        if isinstance(event, Admitted):
+            sources, targets = self._books.at_work()
+            if sources[source] > self._caps.per_source or targets[target] > self._caps.per_target:
+                self._violate("I20", f"{operation} begins without a free slot on {source} and {target}")
+        if isinstance(event, MigrateRequested):
+            parent = self._books.states.get(event.parent)
+            if isinstance(parent, UndrainState) and (parent.request.host, guest) not in self._books.drained:
+                self._violate(
+                    "I5", f"{operation} brings {event.name} to {target}, which no drain took from it"
+                )
 
     def check(self, event: str) -> None:
         for uuid in self._world.guests:
@@ -70,7 +146,11 @@ class Invariants:
             if not any(resource.current(host) for host in resource.replicas):
                 self._violate("I10", f"no full copy of {resource.name} is left", event)
             for replica in resource.replicas.values():
-                if replica.flag and not self._books.window_allowed(self._world.owner(resource.name).uuid):
+                if (
+                    replica.flag
+                    and not resource.by_hand
+                    and not self._books.window_allowed(self._world.owner(resource.name).uuid)
+                ):
                     self._violate(
                         "I6",
                         f"{resource.name}: flag on {replica.host} outside of a journalled window",
@@ -133,6 +213,15 @@ def _believed_off(state: SagaState) -> TypeGuard[DrainState | PowerState]:
     return isinstance(state, PowerState) and state.request.action == "off" and state.phase == "done"
 
 
+def _blind(before: MigrateState, after: MigrateState, event: Event) -> bool:
+    """Is a migrate attempt given up, or made again, though nobody has told its end?"""
+    told = isinstance(event, Answered) and event.step == Stage.MIGRATE and event.ended
+    if not before.migrate_open or told or after.committed:
+        return False
+    again = after.attempts.get(Stage.MIGRATE, 0) > before.attempts.get(Stage.MIGRATE, 0)
+    return again or not after.migrate_open
+
+
 def leftovers(world: World) -> list[str]:
     """All that must not be left once every operation has ended and every fault is healed."""
     found = []
@@ -155,3 +244,11 @@ def leftovers(world: World) -> list[str]:
             if replica.role is Role.PRIMARY and not world.executes(world.machines[replica.host], owner.uuid):
                 found.append(f"{resource.name} is primary on {replica.host} without its guest")
     return found
+
+
+def _works_on_power(state: SagaState | None) -> bool:
+    drains = (Phase.POWER_OFF, Phase.POWER_READ, Phase.POWER_PROBE)
+    powers = (PowerPhase.ACT, PowerPhase.READ, PowerPhase.PROBE)
+    return (isinstance(state, DrainState) and state.phase in drains) or (
+        isinstance(state, PowerState) and state.request.action == "off" and state.phase in powers
+    )

@@ -72,6 +72,7 @@ class Network:
         self.links: dict[str, Link] = {}
         self.servers: dict[str, Server] = {}
         self.powered: Callable[[str], bool] = lambda _host: True
+        self.on_send: Callable[[Attempt], None] = lambda _attempt: None  # of the daemon, to an agent
         self.obeyed: dict[str, int] = {}  # host -> highest epoch of a command it took (I4)
         self._context = Context()
         self._open: dict[str, dict[Exchange | Stream, None]] = {}  # in order, unlike a set
@@ -117,12 +118,16 @@ class Network:
     def end(self, host: str, each: Exchange | Stream) -> None:
         self._open[host].pop(each, None)
 
-    def took(self, host: str, target: str, body: bytes, reply: Reply) -> None:
-        """I4, from outside: a command under an older epoch than one obeyed before was taken."""
-        if target != "/v1/attempts" or reply.status not in (200, 202):
+    def sent(self, target: str, body: bytes) -> None:
+        if target.partition("?")[0] == "/v1/attempts":
+            self.on_send(read(Attempt, body))
+
+    def took(self, host: str, target: str, body: bytes, reply: Reply, *, obeyed: int) -> None:
+        """I4, from outside: a command under an older epoch than one `obeyed` before it came was taken."""
+        if target.partition("?")[0] != "/v1/attempts" or reply.status not in (200, 202):
             return
         attempt = read(Attempt, body)
-        if attempt.epoch < self.obeyed.get(host, 0):
+        if attempt.epoch < obeyed:
             self.trace.violate("I4", f"{host} took {attempt.operation}/{attempt.step} of a stale epoch")
         self.obeyed[host] = max(self.obeyed.get(host, 0), attempt.epoch)
 
@@ -138,6 +143,7 @@ class Exchange:
 
     def send(self) -> None:
         net, link, rng = self._net, self._link, self._net.rng
+        net.sent(*self._question[1:])
         delay_s = net.delay_s(link)
         if rng.random() < link.late:
             net.later(rng.uniform(1.0, 30.0), self._arrive, True)
@@ -169,10 +175,11 @@ class Exchange:
 
     async def _serve(self, service: Service, method: str, target: str, body: bytes) -> None:
         """In the agent's process."""
-        reply = await service.answer(method, target, body)
         net, link = self._net, self._link
+        obeyed = net.obeyed.get(link.host, 0)
+        reply = await service.answer(method, target, body)
         net.end(link.host, self)
-        net.took(link.host, target, body, reply)
+        net.took(link.host, target, body, reply, obeyed=obeyed)
         if net.rng.random() < link.lose_reply:
             net.trace.note("net", link.host, f"reply lost: {method} {target} {reply.status}")
             net.later(RESET_S, self.reset)

@@ -104,7 +104,14 @@ def _commands(rng: random.Random, hosts: tuple[str, ...], guests: tuple[GuestPla
         match rng.choice(("migrate", "migrate", "migrate", "drain", "drain", "drain-off", "power")):
             case "migrate":
                 to = rng.choice((None, *hosts))
-                deeds.append(Deed(at_s, "migrate", (rng.choice(guests).name, to)))
+                guest = rng.choice(guests)
+                deeds.append(Deed(at_s, "migrate", (guest.name, to)))
+                if rng.random() < 0.1:  # seen by no report yet, perhaps
+                    before_s = max(0.0, at_s - rng.uniform(0.1, 4.0))
+                    deeds.append(Deed(before_s, "window_by_hand", (guest.name,)))
+                if guest.peer and rng.random() < 0.25:  # while it copies, if it is the first one
+                    ends, at_write = (guest.host, guest.peer), rng.randrange(7, 12)
+                    deeds.append(Deed(rng.uniform(0.0, 2.0), "cut_replication", ends, writes=at_write))
             case "power":
                 host = rng.choice(hosts)
                 deeds.append(Deed(at_s, "power", (host, "off")))
@@ -194,6 +201,10 @@ def _fault_at(
                 return [Deed(at_s, "stall_daemon", (end_s - at_s,))]
             return [Deed(at_s, "stall_agent", (host, end_s - at_s))]
         case "replication":
+            mirrored = [guest for guest in guests if guest.peer]
+            if mirrored and rng.random() < 0.7:  # and memory still gets through
+                ends = (found := rng.choice(mirrored)).host, found.peer
+                return [Deed(at_s, "cut_replication", ends), Deed(end_s, "heal_link", ends)]
             return [Deed(at_s, "drop_replication", (host,))]
         case "guest":
             name = rng.choice(guests).name
@@ -225,7 +236,7 @@ _FAULTS = (
     "lie",
     *("stall",) * 2,
     *("stale",) * 2,
-    "replication",
+    *("replication",) * 2,
     "guest",
     *("trouble",) * 2,
 )

@@ -61,7 +61,9 @@ class Sim:
         self.network = Network(self._loop, self._rng("net"), self.trace)
         self.network.powered = lambda host: self.world.machines[host].booted
         self.books = Books()
-        self.invariants = Invariants(self.world, self.books)
+        settings = settings or Settings()
+        self.invariants = Invariants(self.world, self.books, settings.caps)
+        self.network.on_send = self.invariants.sent
         self.bmcs = Bmcs(self.world, self._rng("bmc"), self.invariants.power_cut)
         self.agents: dict[str, AgentProcess] = {}
         self.daemon = DaemonProcess(
@@ -69,7 +71,7 @@ class Sim:
             self.network,
             self._rng("daemon"),
             power=self.bmcs.power,
-            settings=settings or Settings(),
+            settings=settings,
         )
         self.writes = 0  # journal transactions with rows so far
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []  # for so many writes
@@ -287,8 +289,17 @@ class Sim:
     def stall_agent(self, host: str, for_s: float) -> None:
         self.agents[host].stall(for_s)
 
+    def window_by_hand(self, guest: str) -> None:
+        """Somebody allows two primaries; not while a move of the guest does so, too."""
+        uuid = self.world.guest(guest).uuid
+        if not self.books.works_on(uuid):
+            self.world.window_by_hand(guest)
+
     def drop_replication(self, host: str) -> None:
         self.world.drop_replication(host)
+
+    def cut_replication(self, one: str, other: str) -> None:
+        self.world.cut_replication(one, other)
 
     def stops_by_itself(self, guest: str) -> None:
         self.world.stops_by_itself(guest)
@@ -323,6 +334,8 @@ class Sim:
         """All faults end. Hosts that migrd itself powered off stay off."""
         self.trace.note("fault", "all", "healed")
         self.disk("migrd", "")
+        self.world.no_windows_by_hand()
+        self.world.reconnect_all()
         for pair in sorted(map(sorted, self.world.cut_links)):
             self.world.heal_link(*pair)
         for host, machine in self.world.machines.items():

@@ -323,6 +323,35 @@ class World:
             if set(resource.replicas) == {one, other}:
                 self.drop_link(resource, "replication is cut")
 
+    def window_by_hand(self, name: str) -> None:
+        """`drbdadm net-options --allow-two-primaries=yes` by an operator, on both nodes."""
+        for volume in self.guest(name).volumes:
+            resource = self.resources.get(volume.name)
+            if resource is None or not resource.connected or any(r.flag for r in resource.replicas.values()):
+                continue
+            resource.by_hand = True
+            for replica in resource.replicas.values():
+                replica.flag = True
+            self.changed(resource.name, "two primaries are allowed by hand")
+
+    def no_windows_by_hand(self) -> None:
+        for resource in self.resources.values():
+            if resource.by_hand:
+                for replica in resource.replicas.values():
+                    replica.flag = False
+                resource.by_hand = False
+                self.changed(resource.name, "two primaries are disallowed by hand")
+
+    def adjust_by_hand(self, resource: Resource) -> None:
+        """`drbdadm adjust`, and `drbdadm secondary` where nobody has it open, while it is not connected."""
+        if resource.connected:
+            return
+        for host, replica in resource.replicas.items():
+            replica.flag = False
+            if not self.machines[host].has_process(self.owner(resource.name).uuid):
+                replica.role = Role.SECONDARY
+        self.changed(resource.name, "is adjusted by hand")
+
     def connect_by_hand(self, resource: Resource) -> None:
         """`drbdadm connect` on both nodes."""
         for replica in resource.replicas.values():

@@ -1,0 +1,350 @@
+"""Guards removed one at a time, on a copy of the sources: the simulator must notice within SEEDS seeds.
+
+    python -m tests.sim.mutations [NAME ...]    # which seed notices what
+
+A replacement must match exactly once, so a refactor that moves a guard cannot disable its entry unseen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+COPIED = ("migrd", "agents", "storage", "tests/core", "tests/sim")
+SEEDS = 200
+AT_ONCE = 2
+DEADLINE_S = 400.0
+_PROGRAM = """
+import sys
+from tests.sim.run import run_seed
+first, seeds = map(int, sys.argv[1:])
+for seed in range(first, first + seeds):
+    failure = run_seed(seed).failure
+    if failure:
+        print(seed, failure.split("\\n\\n")[1].splitlines()[0])
+        break
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edit:
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mutation:
+    """`invariant`: what the guard stands for; others may break first. `first`: where its seeds begin."""
+
+    name: str
+    invariant: str
+    edits: tuple[Edit, ...]
+    first: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noticed:
+    """`seed` None: by none of them."""
+
+    seed: int | None
+    seeds: int
+    story: str
+
+
+class NoMatchError(Exception):
+    """The text to replace is not there exactly once: the list is older than the code."""
+
+
+def mutated(text: str, edit: Edit) -> str:
+    """Raises NoMatchError."""
+    found = text.count(edit.old)
+    if found != 1:
+        raise NoMatchError(f"{edit.file}: {found} times instead of once: {edit.old!r}")
+    return text.replace(edit.old, edit.new)
+
+
+def copy(to: Path) -> None:
+    """The sources, compiled files included: they stay valid, and spare each copy seconds."""
+    for name in COPIED:
+        shutil.copytree(REPOSITORY / name, to / name)
+    (to / "tests" / "__init__.py").touch()
+
+
+def try_out(mutation: Mutation, *, seeds: int = SEEDS) -> Noticed:
+    """Run ordinary seeds on a copy with the fault until one fails. Raises NoMatchError."""
+    with tempfile.TemporaryDirectory(prefix="migrd-mutation-") as directory:
+        root = Path(directory)
+        copy(root)
+        for edit in mutation.edits:
+            path = root / edit.file
+            path.write_text(mutated(path.read_text(), edit))
+        done = subprocess.run(
+            [sys.executable, "-c", _PROGRAM, str(mutation.first), str(seeds)],
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": str(root)},
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+    if done.returncode != 0:
+        raise RuntimeError(f"{mutation.name}: the simulator itself fails: {done.stderr[-2000:]}")
+    seed, _, story = done.stdout.strip().partition(" ")
+    if not seed:
+        return Noticed(seed=None, seeds=seeds, story="")
+    return Noticed(seed=int(seed), seeds=int(seed) - mutation.first + 1, story=story)
+
+
+def _one(name: str, invariant: str, file: str, old: str, new: str, *, first: int = 0) -> Mutation:
+    return Mutation(name=name, invariant=invariant, edits=(Edit(file=file, old=old, new=new),), first=first)
+
+
+_MOVES = "migrd/sagas/migrate_moves.py"
+_DRAIN = "migrd/sagas/drain.py"
+
+MUTATIONS: tuple[Mutation, ...] = (
+    _one("a stale epoch is obeyed", "I4", "agents/ledger.py", "if epoch < highest:", "if epoch < 0:"),
+    _one(
+        "the flag is cleared before the source lets go",
+        "I6",
+        "migrd/sagas/migrate_state.py",
+        "FINISH = (Stage.RELEASE, Stage.CLOSE_WINDOW)",
+        "FINISH = (Stage.CLOSE_WINDOW, Stage.RELEASE)",
+    ),
+    Mutation(
+        name="the flag is not cleared",
+        invariant="I6",
+        edits=(
+            Edit(
+                file="migrd/sagas/migrate_state.py",
+                old="FINISH = (Stage.RELEASE, Stage.CLOSE_WINDOW)",
+                new="FINISH = (Stage.RELEASE,)",
+            ),
+            Edit(
+                file="migrd/sagas/migrate_verdicts.py",
+                old="        found += open_windows(side, state.host(side), seen.volumes)",
+                new="        found += ()",
+            ),
+        ),
+    ),
+    _one(
+        "a window that somebody else opened is used",
+        "I6 I7",
+        "migrd/sagas/compare.py",
+        "        reasons += _fitness(here, hosts[0]) + _fitness(there, hosts[1])\n",
+        "",
+    ),
+    _one(
+        "identities are not compared",
+        "I9",
+        "migrd/sagas/compare.py",
+        "    if here.identity != there.identity:",
+        "    if False:",
+    ),
+    _one(
+        "moved while the source's QEMU still ends",
+        "I11",
+        "migrd/reconcile.py",
+        "def _source_ending(target: SideView) -> Verdict:\n"
+        "    match target:\n"
+        "        case SideView.RUNNING:\n"
+        "            return Verdict.SETTLING",
+        "def _source_ending(target: SideView) -> Verdict:\n"
+        "    match target:\n"
+        "        case SideView.RUNNING:\n"
+        "            return Verdict.MOVED",
+    ),
+    _one(
+        "/proc is no witness",
+        "I11",
+        "migrd/reconcile.py",
+        "    return SideView.ENDING if seen.qemu_process else view",
+        "    return view",
+    ),
+    _one(
+        "a host that does not answer may lose its power",
+        "I19 I12",
+        "migrd/safety.py",
+        '        return (f"{host}: no report of it, so nothing is known about what runs there",)',
+        "        return ()",
+    ),
+    Mutation(
+        name="a cancel undoes after the commit point",
+        invariant="I5 I15",
+        edits=(
+            Edit(
+                file=_MOVES,
+                old="if state.cancelled and not state.committed and not state.going_back:",
+                new="if state.cancelled and not state.going_back:",
+            ),
+            Edit(
+                file=_MOVES,
+                old='Reality first: the guest may have moved meanwhile."""\n'
+                '    assert not state.committed, "undo after the commit point"',
+                new='Reality first: the guest may have moved meanwhile."""\n'
+                "    state = replace(state, committed=False)",
+            ),
+        ),
+    ),
+    _one(
+        '"off" is believed without reading the status',
+        "I3",
+        _DRAIN,
+        "    return _read(replace(state, phase=Phase.POWER_READ, reasons=reasons), 1, 0.0)",
+        "    return replace(state, phase=Phase.DONE, off=True, reasons=reasons), ()",
+    ),
+    _one(
+        "a BMC that does not answer is off",
+        "I3",
+        "migrd/power.py",
+        '            return f"unknown: {answer}"',
+        '            return "off"',
+    ),
+    _one(
+        "power goes off unchecked",
+        "I12",
+        "migrd/engine.py",
+        "        return PowerChecked(reasons=(*seen.reasons, *moving))",
+        "        return PowerChecked(reasons=())",
+    ),
+    Mutation(
+        name="a failed migration is swept up without a look, and what has run is swept",
+        invariant="I1 I5",
+        edits=(  # each of these guards holds alone
+            Edit(
+                file="migrd/sagas/migrate.py",
+                old="    return look(replace(state, back_to=None), Stage.RECONCILE)",
+                new="    return start_back(state)",
+            ),
+            Edit(
+                file="agents/attempts/domain_steps.py",
+                old="            )\n        case _:\n            return (",
+                new="            )\n        case DomainState.UNKNOWN:\n            return (",
+            ),
+            Edit(
+                file="agents/attempts/domain_steps.py",
+                old="    if facts.state is DomainState.PAUSED_INCOMING:\n        await hypervisor.destroy",
+                new="    if facts.state.has_process:\n        await hypervisor.destroy",
+            ),
+            Edit(  # stands for the guard of agents.hypervisor.LibvirtHypervisor
+                file="tests/sim/hypervisor.py",
+                old="        if domain.state is not DomainState.PAUSED_INCOMING:\n            raise",
+                new="        if not domain.process:\n            raise",
+            ),
+        ),
+    ),
+    _one(
+        "a migrate attempt whose end is not known is made again",
+        "I16",
+        _MOVES,
+        "    back_to = None if lost else state.stage\n",
+        "    back_to = None if lost else state.stage\n"
+        "    if lost:\n        return enter(state, Stage.MIGRATE, backoff_s(state.tries))\n",
+    ),
+    _one(
+        "a migrate attempt is forgotten over a restart",
+        "I16",
+        "migrd/sagas/migrate.py",
+        "answers=(), going_back=going_back)",
+        "answers=(), going_back=going_back, migrate_open=False)",
+    ),
+    Mutation(
+        name="acts before the journal has it",
+        invariant="I6 I16",
+        edits=(
+            Edit(
+                file="migrd/executor.py",
+                old="        row = None\n        if not saga.only_waits",
+                new="        row = None\n        self._issue(commands)\n        if not saga.only_waits",
+            ),
+            Edit(
+                file="migrd/executor.py",
+                old="        self._changed(self.record, row)\n        self._issue(commands)\n",
+                new="        self._changed(self.record, row)\n",
+            ),
+        ),
+    ),
+    _one(
+        "attempt numbers are used again",
+        "I16",
+        _MOVES,
+        "    attempt = state.attempts.get(stage, 0) + 1",
+        "    attempt = 1",
+    ),
+    Mutation(
+        name="guests are stopped without consent",
+        invariant="I5",
+        edits=(
+            Edit(
+                file=_DRAIN,
+                old="    if event.guest in state.request.allow_stop and task.tries < MAX_TRIES:",
+                new="    if task.tries < MAX_TRIES:",
+            ),
+            Edit(
+                file=_DRAIN,
+                old='    assert uuid in state.request.allow_stop, f"no consent to stop {uuid}"\n',
+                new="",
+            ),
+        ),
+    ),
+    _one(
+        "caps are ignored",
+        "I20",
+        "migrd/slots.py",
+        "            if sources[slot.source] < caps.per_source and targets[slot.target] < caps.per_target",
+        "            if caps",
+    ),
+    _one(
+        "restore takes guests that the drain did not move",
+        "I5",
+        "migrd/controller.py",
+        "        restore = () if drain is None or not request.restore else _moved(drain)",
+        "        others = [guest for guest in self._view.cluster().guests if guest.host != host]\n"
+        "        restore = tuple(MovedGuest(guest=g.uuid, name=g.name, now_on=g.host) for g in others)",
+    ),
+    Mutation(
+        name="nobody watches the replication during the copy",
+        invariant="I7",
+        edits=(
+            Edit(
+                file="agents/attempts/mirror.py",
+                old="        if self._handover is None or not self._volumes:\n            await",
+                new="        if poll_s:\n            await",
+            ),
+        ),
+    ),
+)
+
+
+def _told(mutation: Mutation) -> str:
+    try:
+        noticed = try_out(mutation)
+    except (NoMatchError, RuntimeError) as error:
+        return f"{mutation.name}: {error}"
+    which = f"seed {noticed.seed}, number {noticed.seeds}" if noticed.seed is not None else "BY NONE"
+    return f"{mutation.invariant:6} {mutation.name}: {which}: {noticed.story}"
+
+
+def main(arguments: Iterable[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.sim.mutations")
+    parser.add_argument("names", nargs="*", help="parts of names; all without one")
+    options = parser.parse_args(list(arguments))
+    chosen = [m for m in MUTATIONS if not options.names or any(part in m.name for part in options.names)]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for line in as_completed(pool.submit(_told, mutation) for mutation in chosen):
+            print(line.result(), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
