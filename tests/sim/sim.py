@@ -370,7 +370,7 @@ class Sim:
         wrong = [f"I15: {o.id} {o.kind} {o.subject} is {o.state}: {o.reason}" for o in self.open_operations()]
         for guest in self.world.guests.values():
             hosts = self.where(guest.name)
-            if len(hosts) != 1 and not (guest.uuid in self.world.consented and not hosts):
+            if len(hosts) != 1 and not (self.world.may_be_down(guest.uuid) and not hosts):
                 wrong.append(f"I16: {guest.name} runs on {hosts or 'no host'}")
         wrong += [f"I16: left over: {each}" for each in leftovers(self.world)]
         wrong += [
