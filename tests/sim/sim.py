@@ -243,6 +243,7 @@ class Sim:
             self.at(0.5, self.libvirt_down, host, for_s)
             return
         machine.libvirt_up = False
+        self.world.agentless.add(host)
         self.trace.note("fault", host, f"libvirtd is down for {for_s:.1f} s")
         self.migrations.reconsider()
         self.at(for_s, self.libvirt_back, host)
