@@ -20,6 +20,7 @@ from tests.sim.trace import Trace
 
 GIB = 1 << 30
 EXECUTES = (DomainState.RUNNING, DomainState.BLOCKED)
+LAST_POLL_S = 1.0  # the agent looks at the replication every half second, and the look takes time
 RECONNECT_S = (0.3, 2.0)
 RESYNC_S = (1.0, 6.0)
 BOOT_S = (4.0, 12.0)
@@ -274,6 +275,8 @@ class World:
             resource = self.resources.get(volume.name)
             if resource is None:
                 continue
+            if not resource.connected and self.loop.time() - resource.lost_s < LAST_POLL_S:
+                self.agentless.add(host)  # it broke between the watch's last look and the switch-over
             if not resource.connected:
                 self._generation += 1
                 resource.wrote_alone(host, self._generation)
