@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path as File
 
 from storage.drbd import argv, decide, parse, show
-from storage.drbd.model import Configured, Options, Status
+from storage.drbd.model import Configured, Link, Options, Status
 from storage.driver import InUse
 from storage.errors import Failed, OutcomeError, Refused, Retryable, Unknown
 from storage.run import Completed, Runner
@@ -250,25 +250,35 @@ class DrbdDriver:
             await self._demote(volume, handover)
 
     async def close_window(self, volume: Volume, handover: Handover, before: WindowOptions | None) -> None:
-        """Clear the flag and read it back; kept only if drbd.conf itself sets it (`before`)."""
+        """Clear the flag and read it back; kept only if drbd.conf itself sets it (`before`).
+
+        Two ends that met while only one had it set have given the connection up (StandAlone): it is taken up
+        again. That resolves nothing by itself (I8): over data that have parted DRBD gives it up once more.
+        """
         assert isinstance(volume, DrbdVolume)
-        wanted = before is not None and before.allow_two_primaries
         async with self._locked(volume.resource):
             if self._major() is None:
                 return  # no module: no connection, so no flag
-            view = await self._view(volume.resource)
-            is_open = decide.is_open(view.options, handover.peer_node, view.major)
-            if view.status.complete and not view.status.devices and not view.status.connections:
-                return  # the resource is down: no connection, so no flag
-            if is_open is None:
-                raise Unknown(f"DRBD resource {volume.resource}: its options could not be read completely")
-            if is_open is wanted or wanted:
-                return
-            _need_whole(view)
-            reasons = decide.reasons_not_to_close(view.status, resource=volume.resource)
-            if reasons:
-                raise Refused(*reasons)
-            await self._set_flag(view, handover.peer_node, allowed=False)
+            await self._clear_flag(volume, handover, before)
+            status = (await self._view(volume.resource)).status
+            if any(connection.link is Link.STANDALONE for connection in status.connections):
+                await self._run(argv.connect(volume.resource), deadline_s=ACT_DEADLINE_S)
+
+    async def _clear_flag(self, volume: DrbdVolume, handover: Handover, before: WindowOptions | None) -> None:
+        wanted = before is not None and before.allow_two_primaries
+        view = await self._view(volume.resource)
+        is_open = decide.is_open(view.options, handover.peer_node, view.major)
+        if view.status.complete and not view.status.devices and not view.status.connections:
+            return  # the resource is down: no connection, so no flag
+        if is_open is None:
+            raise Unknown(f"DRBD resource {volume.resource}: its options could not be read completely")
+        if is_open is wanted or wanted:
+            return
+        _need_whole(view)
+        reasons = decide.reasons_not_to_close(view.status, resource=volume.resource)
+        if reasons:
+            raise Refused(*reasons)
+        await self._set_flag(view, handover.peer_node, allowed=False)
 
     async def disconnect(self, volume: Volume) -> None:
         """Leave the connection, as a secondary only, and look that it is left."""

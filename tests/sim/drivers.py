@@ -149,11 +149,12 @@ class SimDrbd:
         resource, name = self._of(volume), self._host.name
         await self._host.look()
         mine, peer = resource.mine(name), resource.peer(name)
-        if not mine.up or not mine.flag or (before is not None and before.allow_two_primaries):
-            return
-        if resource.connected and mine.role is peer.role is Role.PRIMARY:
-            raise Refused(f"{volume.name} is primary on both hosts: demote one")
-        await self._flag(resource, allowed=False)
+        if mine.up and mine.flag and not (before is not None and before.allow_two_primaries):
+            if resource.connected and mine.role is peer.role is Role.PRIMARY:
+                raise Refused(f"{volume.name} is primary on both hosts: demote one")
+            await self._flag(resource, allowed=False)
+        if mine.up and mine.standalone and not mine.left:
+            await self.connect(volume)
 
     async def _flag(self, resource: Resource, *, allowed: bool) -> None:
         name, world = self._host.name, self._host.world

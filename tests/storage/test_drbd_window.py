@@ -359,3 +359,13 @@ async def test_i5_a_primary_never_leaves(cluster: Cluster) -> None:
     with pytest.raises(Refused, match="not secondary"):
         await cluster.source.disconnect(VOLUME)
     assert cluster.pair.linked
+
+
+async def test_a_connection_given_up_over_the_flag_is_taken_up_when_the_window_closes(
+    cluster: Cluster,
+) -> None:
+    """DRBD 8.4 compares the option when it connects: a target that rebooted in mid-copy found it set on one end."""
+    cluster.pair.linked, cluster.pair.given_up = False, True
+    await cluster.close("u2")
+    assert cluster.pair.linked
+    assert ("u2", "drbdadm", "adjust", "r0") in cluster.pair.calls
