@@ -143,6 +143,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "migrd/sagas/compare.py",
         "        reasons += _fitness(here, hosts[0]) + _fitness(there, hosts[1])\n",
         "",
+        first=75,
     ),
     _one(
         "identities are not compared",
@@ -150,6 +151,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "migrd/sagas/compare.py",
         "    if here.identity != there.identity:",
         "    if False:",
+        first=130,
     ),
     _one(
         "moved while the source's QEMU still ends",
