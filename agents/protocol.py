@@ -275,6 +275,23 @@ class StartDomain:
     kind: Literal["start-domain"] = "start-domain"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DisconnectReplicas:
+    """Every replicated volume of this host leaves its peers in good order: its power goes next.
+
+    Refused while this host is primary of one.
+    """
+
+    kind: Literal["disconnect-replicas"] = "disconnect-replicas"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectReplicas:
+    """The power did not go: the opposite of DisconnectReplicas."""
+
+    kind: Literal["connect-replicas"] = "connect-replicas"
+
+
 Command = Annotated[
     PrepareVolumes
     | OpenWindow
@@ -285,7 +302,9 @@ Command = Annotated[
     | SweepTarget
     | ShutdownDomain
     | MoveDefinition
-    | StartDomain,
+    | StartDomain
+    | DisconnectReplicas
+    | ConnectReplicas,
     Field(discriminator="kind"),
 ]
 

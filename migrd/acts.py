@@ -15,6 +15,8 @@ from agents.mistakes import Seconds
 from agents.protocol import (
     Attempt,
     AttemptReport,
+    ConnectReplicas,
+    DisconnectReplicas,
     MigrationProgress,
     Observation,
     Observe,
@@ -30,6 +32,7 @@ from storage.words import Side
 OnProgress = Callable[[MigrationProgress], None]
 
 ABORT_TRIES = 5
+REPLICAS_DEADLINE_S = 90.0
 
 
 class Superseded(Exception):  # noqa: N818 - a state of the world
@@ -150,6 +153,17 @@ class Acts:
         return StopAnswered(
             guest=command.guest, attempt=command.attempt, outcome=report.outcome, reasons=report.reasons
         )
+
+    async def replicas(self, operation: str, host: str, *, connected: bool, attempt: int) -> tuple[str, ...]:
+        """Before a host's power goes its replicas leave their peers in good order; () or why they did not."""
+        command = ConnectReplicas() if connected else DisconnectReplicas()
+        asked = Attempt(
+            operation=operation, step=command.kind, attempt=attempt, epoch=self._epoch, command=command
+        )
+        report, _ = await self._attempt(host, asked, REPLICAS_DEADLINE_S, _ignore)
+        if report.outcome is Outcome.DONE:
+            return ()
+        return report.reasons or (f"{command.kind} on {host} ended: {report.outcome}",)
 
     async def _observe(self, host: str, question: Observe) -> tuple[Observation | None, tuple[str, ...]]:
         agent = self._agents.get(host)

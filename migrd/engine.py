@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
@@ -115,6 +116,7 @@ class Engine:
         self._admitted: set[str] = set()  # let in or sent away; the event may still be on its way
         self._waiting: dict[str, Slot] = {}  # moves that have not been let in
         self._running: dict[str, Slot] = {}  # moves that hold a slot
+        self._host_acts = itertools.count(1)
         self._beginning = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
         self._runner_tasks: set[asyncio.Task[None]] = set()
@@ -428,12 +430,32 @@ class Engine:
                 return await self.check_power_off(host)
             case CheckHost(host=host, number=number):
                 return await self.placement.check_host(host, number)
-            case SetPower(host=host, action=action):
-                return PowerActed(action=action, reason=await self._power.switch(host, action))
-            case ReadPower(host=host, number=number):
-                return PowerRead(status=await self._power.status(host), number=number)
+            case SetPower():
+                return await self._set_power(operation, command)
+            case ReadPower():
+                return await self._read_power(operation, command)
             case _:
                 raise AssertionError(f"no hand for {type(command).__name__}")
+
+    async def _set_power(self, operation: str, command: SetPower) -> PowerActed:
+        """Off only once the host's replicas have left: else their primaries hold writes back for seconds."""
+        host, action = command.host, command.action
+        if action == "off":
+            reasons = await self._replicas(operation, host, connected=False)
+            if reasons:
+                return PowerActed(action=action, reason="; ".join(reasons))
+        return PowerActed(action=action, reason=await self._power.switch(host, action))
+
+    async def _read_power(self, operation: str, command: ReadPower) -> PowerRead:
+        status = await self._power.status(command.host)
+        if command.stays_on and status != "off":  # nobody waits for the cut any longer
+            await self._replicas(operation, command.host, connected=True)
+        return PowerRead(status=status, number=command.number)
+
+    async def _replicas(self, operation: str, host: str, *, connected: bool) -> tuple[str, ...]:
+        """Under a number of its own each time: it is done anew, and this life's name keeps it apart."""
+        name, attempt = self._lives.fresh(operation), next(self._host_acts)
+        return await self._acts.replicas(name, host, connected=connected, attempt=attempt)
 
     async def _start_move(self, parent: str, command: StartMove) -> Event | None:
         """The child's end comes by `_tell_parent`; here only what has ended, or cannot begin."""

@@ -34,10 +34,14 @@ class Lives:
 
     def name(self, operation: str, command: Call | Follow | StopGuest | Abort) -> str:
         """For `agents.protocol.Attempt.operation`."""
+        life = self._earlier.get(operation, {}).get(_attempt(command))
+        return f"{operation}@{life}" if life else self.fresh(operation)
+
+    def fresh(self, operation: str) -> str:
+        """The same, for an attempt that no earlier life can have issued."""
         if self._now is None:
             self._now = self._journal.life(NEWEST)
-        life = self._earlier.get(operation, {}).get(_attempt(command), self._now)
-        return f"{operation}@{life}" if life else operation
+        return f"{operation}@{self._now}" if self._now else operation
 
 
 def _attempt(command: Call | Follow | StopGuest | Abort) -> tuple[str, int]:

@@ -63,6 +63,18 @@ class Driver(Protocol):
         """Give the right up (drbd: demote; iscsi: logout), only once this host's QEMU is gone (I11)."""
         ...
 
+    async def disconnect(self, volume: Volume) -> None:
+        """This host is about to lose its power: end the replication in good order (drbd).
+
+        A primary whose peer just vanishes holds its guest's writes back until DRBD's timeout, 6 s by
+        default. Refused for a primary.
+        """
+        ...
+
+    async def connect(self, volume: Volume) -> None:
+        """It did not lose its power after all: take the replication up again (drbd)."""
+        ...
+
     async def close_window(self, volume: Volume, handover: Handover, before: WindowOptions | None) -> None:
         """Both sides: put the options back and read them back. Refused while both hosts are primary (I6)."""
         ...

@@ -18,7 +18,7 @@ from agents.attempts.control import Control
 from agents.attempts.domain_steps import shut_down, sweep
 from agents.attempts.migration import Pace, adopt, migrate
 from agents.attempts.outcomes import Ended, outcome_of
-from agents.attempts.storage_steps import Drivers, run_storage
+from agents.attempts.storage_steps import Drivers, replicas, run_storage
 from agents.hypervisor.words import Hypervisor
 from agents.ledger import DifferentCommandError, Ledger, LedgerError
 from agents.protocol import (
@@ -27,6 +27,8 @@ from agents.protocol import (
     AttemptReport,
     AttemptResult,
     CloseWindow,
+    ConnectReplicas,
+    DisconnectReplicas,
     MigrateDomain,
     MigrationProgress,
     MoveDefinition,
@@ -259,7 +261,7 @@ class Attempts:
             return await adopt(command, self._hypervisor, self._drivers, live.control, self._pace)
         return Ended(outcome=Outcome.UNKNOWN, reasons=("the agent restarted while this ran",))
 
-    async def _do(self, live: Live) -> Ended:
+    async def _do(self, live: Live) -> Ended:  # noqa: PLR0911 - a table
         match live.attempt.command:
             case MigrateDomain() as command:
                 return await migrate(command, self._hypervisor, self._drivers, live.control, self._pace)
@@ -271,6 +273,8 @@ class Attempts:
                 return await move_definition(command, self._hypervisor, self._in_use)
             case StartDomain() as command:
                 return await start(command, self._hypervisor, self._drivers, self._in_use)
+            case DisconnectReplicas() | ConnectReplicas() as command:
+                return await replicas(command, self._drivers, deadline_s=self._storage_deadline_s)
             case (
                 PrepareVolumes()
                 | OpenWindow()
@@ -290,7 +294,7 @@ async def _until_end(live: Live, wait_s: float) -> AttemptReport:
 
 
 def domain_of(attempt: Attempt) -> str:
-    """UUID of the guest an attempt is about."""
+    """UUID of the guest an attempt is about; "" for the host itself."""
     match attempt.command:
         case (
             MigrateDomain(uuid=uuid)
@@ -299,6 +303,8 @@ def domain_of(attempt: Attempt) -> str:
             | MoveDefinition(uuid=uuid)
         ):
             return uuid
+        case DisconnectReplicas() | ConnectReplicas():
+            return ""  # the host itself: one of them at a time
         case _:
             return attempt.command.handover.domain_uuid
 
@@ -312,7 +318,7 @@ def touched_kinds(attempt: Attempt, drivers: Drivers) -> frozenset[str]:
     match attempt.command:
         case MigrateDomain() | MoveDefinition():
             return frozenset()
-        case SweepTarget() | ShutdownDomain() | StartDomain():
+        case SweepTarget() | ShutdownDomain() | StartDomain() | DisconnectReplicas() | ConnectReplicas():
             return frozenset(drivers)
         case _:
             return frozenset(volume.kind for volume in attempt.command.volumes)

@@ -12,6 +12,8 @@ from agents.protocol import (
     AcquireVolumes,
     AttemptResult,
     CloseWindow,
+    ConnectReplicas,
+    DisconnectReplicas,
     OpenWindow,
     PrepareVolumes,
     ReleaseVolumes,
@@ -57,6 +59,20 @@ async def run_storage(command: StorageCommand, drivers: Drivers, *, deadline_s: 
             before=tuple(before[name] for name in order if name in before),
         ),
     )
+
+
+async def replicas(
+    command: DisconnectReplicas | ConnectReplicas, drivers: Drivers, *, deadline_s: float
+) -> Ended:
+    """Every volume that the drivers hold, all at once. Never raises storage errors."""
+    held = [(driver, volume) for driver in drivers.values() for volume in await driver.volumes()]
+    leaves = isinstance(command, DisconnectReplicas)
+    calls = [
+        _with_deadline(driver.disconnect(volume) if leaves else driver.connect(volume), volume, deadline_s)
+        for driver, volume in held
+    ]
+    outcome, reasons = merge(await asyncio.gather(*calls, return_exceptions=True))
+    return Ended(outcome=outcome, reasons=reasons)
 
 
 def _log_bugs(command: StorageCommand, ended: Sequence[BaseException | None]) -> None:

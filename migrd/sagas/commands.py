@@ -132,11 +132,13 @@ class SetPower:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadPower:
-    """-> PowerRead."""
+    """-> PowerRead. `stays_on`: nothing more is done to cut the power, so unless it is off by now, the host's
+    replicas are connected again."""
 
     host: str
     number: int = 1  # of reads in this phase; comes back in the event
     after_s: float = 0.0
+    stays_on: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

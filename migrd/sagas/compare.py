@@ -38,8 +38,9 @@ def reasons_apart(
 ) -> tuple[str, ...]:
     """I7: why the replica on the target may miss writes of the source's; asked before the source is let go.
 
-    Equal identities are equal data generations, and OK on both means that neither has written alone. A source
-    whose generation the target has gone through is behind: what it had written, the target has too.
+    DRBD begins a new generation before it writes what its peer does not get: a source whose generation is the
+    target's, or one that the target has gone through, has no write that the target lacks. Where generations
+    are not known, equal identities and OK on both have to say the same.
     """
     on_source = {report.volume.name: report for report in source}
     on_target = {report.volume.name: report for report in target}
@@ -52,7 +53,7 @@ def reasons_apart(
             missing = hosts[0] if here is None else hosts[1]
             reasons.append(f"{volume.name}: {missing} did not report this volume")
             continue
-        if here.generation is not None and here.generation in there.ancestors:
+        if here.generation is not None and here.generation in (there.generation, *there.ancestors):
             continue
         reasons += _identity(here, there, hosts)
         reasons += _illness(here, hosts[0]) + _illness(there, hosts[1])

@@ -330,7 +330,8 @@ def _power_acted(state: DrainState, event: PowerActed) -> Result:
 
 
 def _read(state: DrainState, number: int, after_s: float) -> Result:
-    return state, (ReadPower(host=state.request.host, number=number, after_s=after_s),)
+    read = ReadPower(host=state.request.host, number=number, after_s=after_s, stays_on=number >= MAX_READS)
+    return state, (read,)
 
 
 def _power_read(state: DrainState, event: PowerRead) -> Result:
@@ -342,7 +343,7 @@ def _power_read(state: DrainState, event: PowerRead) -> Result:
 
 
 def _probe_power(state: DrainState) -> Result:
-    return replace(state, phase=Phase.POWER_PROBE), (ReadPower(host=state.request.host),)
+    return replace(state, phase=Phase.POWER_PROBE), (ReadPower(host=state.request.host, stays_on=True),)
 
 
 def _power_probed(state: DrainState, event: PowerRead) -> Result:

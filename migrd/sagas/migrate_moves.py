@@ -171,7 +171,7 @@ def retry(state: MigrateState, failed: Sequence[Answered]) -> Result:
         if forward and not lost:
             return go_back(state, trouble)
         return park(state, trouble, waits_for=tuple(state.host(answer.side) for answer in failed))
-    # Also while the end of a migrate attempt is not known: its host may have no power, and the guest be gone from it.
+    # Also while the end of a migrate attempt is not known: its host may have lost its power by now.
     back_to = None if lost else state.stage
     return look(replace(state, back_to=back_to), Stage.RECONCILE, backoff_s(state.tries))
 

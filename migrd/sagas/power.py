@@ -88,7 +88,9 @@ def _read(state: PowerState, event: PowerRead) -> Result:
     if event.status == action:
         return replace(state, phase=Phase.DONE, reasons=()), ()
     if event.number < MAX_READS:
-        return state, (ReadPower(host=host, number=event.number + 1, after_s=READ_EVERY_S),)
+        number = event.number + 1
+        last = action == "off" and number >= MAX_READS
+        return state, (ReadPower(host=host, number=number, after_s=READ_EVERY_S, stays_on=last),)
     reasons = (*state.reasons, f"power of {host} is {event.status}, not {action}")
     remedy = f"migrctl host power {host} status" + (
         f", then migrctl undrain {host}" if action == "off" else ""
@@ -102,7 +104,8 @@ def _recovered(state: PowerState, _event: Recovered) -> Result:
 
 
 def _recovered_act(state: PowerState, _event: Recovered) -> Result:
-    return replace(state, phase=Phase.PROBE), (ReadPower(host=state.request.host),)
+    read = ReadPower(host=state.request.host, stays_on=state.request.action == "off")
+    return replace(state, phase=Phase.PROBE), (read,)
 
 
 def _probed(state: PowerState, event: PowerRead) -> Result:

@@ -57,6 +57,16 @@ def primary(resource: str) -> tuple[str, ...]:
     return ("drbdadm", "primary", resource)
 
 
+def disconnect(resource: str) -> tuple[str, ...]:
+    """End the replication in good order: the peer need not wait for a timeout. Never with --force (I8)."""
+    return ("drbdadm", "disconnect", resource)
+
+
+def connect(resource: str) -> tuple[str, ...]:
+    """Take the replication up again, as drbd.conf has it."""
+    return ("drbdadm", "adjust", resource)
+
+
 def secondary(resource: str) -> tuple[str, ...]:
     """Demote."""
     return ("drbdadm", "secondary", resource)

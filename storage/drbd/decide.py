@@ -265,6 +265,11 @@ def identity(status: Status, options: Options, volume: int, uuid: str | None) ->
     return f"drbd:{status.resource}/{volume}:{device.size_kib}KiB:{uuid}:{ends}"
 
 
+def is_linked(status: Status) -> bool:
+    """Is there any connection that is not given up? What is not understood counts as one (I19)."""
+    return any(connection.link is not Link.STANDALONE for connection in status.connections)
+
+
 def is_held_open(said: str) -> bool:
     """Did drbdadm refuse to demote because the device is open? Exit code 11 has other meanings too."""
     return "held open" in said.lower()

@@ -270,6 +270,35 @@ class DrbdDriver:
                 raise Refused(*reasons)
             await self._set_flag(view, handover.peer_node, allowed=False)
 
+    async def disconnect(self, volume: Volume) -> None:
+        """Leave the connection, as a secondary only, and look that it is left."""
+        assert isinstance(volume, DrbdVolume)
+        name = volume.resource
+        async with self._locked(name):
+            if self._major() is None:
+                return  # no module: no connection
+            status = (await self._view(name)).status
+            if status.complete and not status.devices:
+                return
+            if status.role is not Role.SECONDARY:
+                raise Refused(f"DRBD resource {name}: this host is {status.role.value}, not secondary")
+            if not decide.is_linked(status):
+                return
+            done = await self._run(argv.disconnect(name), deadline_s=ACT_DEADLINE_S)
+            after = (await self._view(name)).status
+            if not after.complete or decide.is_linked(after):
+                raise Retryable(f"DRBD resource {name} could not be disconnected: {done.said}")
+
+    async def connect(self, volume: Volume) -> None:
+        """Whatever drbd.conf says; DRBD itself refuses what would be a split brain (I8)."""
+        assert isinstance(volume, DrbdVolume)
+        async with self._locked(volume.resource):
+            if self._major() is None:
+                return
+            done = await self._run(argv.connect(volume.resource), deadline_s=ACT_DEADLINE_S)
+            if done.rc != 0:
+                raise Retryable(f"DRBD resource {volume.resource} could not be connected: {done.said}")
+
     # -- parts -----------------------------------------------------------------------------------
 
     async def _still_whole(self, status: Status, handover: Handover, major: int) -> None:

@@ -183,6 +183,12 @@ class IscsiDriver:
             else:
                 await self._delete(volume, session, lun)
 
+    async def disconnect(self, volume: Volume) -> None:
+        """Nothing is replicated by this host."""
+
+    async def connect(self, volume: Volume) -> None:
+        """Nothing is replicated by this host."""
+
     async def close_window(self, volume: Volume, handover: Handover, before: WindowOptions | None) -> None:
         """Nothing was opened."""
 

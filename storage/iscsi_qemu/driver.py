@@ -136,6 +136,12 @@ class IscsiQemuDriver:
     async def release(self, volume: Volume, handover: Handover) -> None:
         """Nothing to give up: QEMU's session ended with QEMU. The secret stays: other guests may share it."""
 
+    async def disconnect(self, volume: Volume) -> None:
+        """Nothing is replicated by this host."""
+
+    async def connect(self, volume: Volume) -> None:
+        """Nothing is replicated by this host."""
+
     async def close_window(self, volume: Volume, handover: Handover, before: WindowOptions | None) -> None:
         """Nothing was opened."""
 

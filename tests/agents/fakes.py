@@ -236,6 +236,12 @@ class FakeDriver:
     async def release(self, volume: Volume, handover: Handover) -> None:
         self._called("release", volume)
 
+    async def disconnect(self, volume: Volume) -> None:
+        self._called("disconnect", volume)
+
+    async def connect(self, volume: Volume) -> None:
+        self._called("connect", volume)
+
     async def close_window(self, volume: Volume, handover: Handover, before: WindowOptions | None) -> None:
         self._called("close", volume)
         self.open_windows.discard(volume.name)

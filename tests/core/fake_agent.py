@@ -13,6 +13,8 @@ from agents.protocol import (
     AttemptReport,
     AttemptResult,
     CloseWindow,
+    ConnectReplicas,
+    DisconnectReplicas,
     DomainState,
     HostReport,
     MigrateDomain,
@@ -205,6 +207,11 @@ class FakeAgent:
                     why for v in volumes if (why := world.allow_two(host, v, allowed=was.get(v.name, False)))
                 )
                 return (Outcome.REFUSED, reasons, AttemptResult()) if reasons else DONE
+            case DisconnectReplicas() | ConnectReplicas():
+                connected = isinstance(attempt.command, ConnectReplicas)
+                (world.away.discard if connected else world.away.add)(host)
+                world.trace.append(f"{host}: {attempt.command.kind}")
+                return DONE
             case MigrateDomain():
                 return await self._migrate(attempt.command)
             case SweepTarget(uuid=uuid):
@@ -325,6 +332,8 @@ def _uuid_of(attempt: Attempt) -> str:
     command = attempt.command
     if isinstance(command, MigrateDomain | SweepTarget | ShutdownDomain | MoveDefinition):
         return command.uuid
+    if isinstance(command, DisconnectReplicas | ConnectReplicas):
+        return ""
     return command.handover.domain_uuid
 
 

@@ -86,6 +86,7 @@ class World:
         self.no_bmc: set[str] = set()
         self.epochs: dict[str, int] = {}  # host -> what its reports say that its agent obeys
         self.off_commands: list[str] = []
+        self.away: set[str] = set()  # hosts whose replicas have left their peers in good order
 
     # -- building ---------------------------------------------------------------------------------
 
@@ -391,6 +392,7 @@ class World:
     def power_on(self, host: str) -> None:
         machine = self.machines[host]
         self.bmc_dead.discard(host)
+        self.away.discard(host)
         if not machine.powered:
             machine.powered = machine.agent = True
             machine.boot += 1

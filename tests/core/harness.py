@@ -137,6 +137,8 @@ class FakePower:
         self.world.off_commands.append(host)
         alive = [self.world.guests[u].name for u, d in machine.domains.items() if d.process]
         primary = [name for name, held in machine.held.items() if held.role is Role.PRIMARY]
+        if host not in self.world.away:
+            self.world.violate(f"I5: {host} vanishes from its replicas: their primaries hold writes back")
         if alive or primary:
             self.world.violate(f"I12: {host} is powered off with {alive} running, {primary} primary")
         self.world.cut(host)

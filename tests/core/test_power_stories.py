@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from agents.protocol import Outcome
 from migrd.control import DrainRequest, MigrateRequest, UndrainRequest
 from migrd.model import HostState
 from migrd.operations import OperationState
@@ -274,6 +275,57 @@ def test_a_drain_is_not_over_while_a_guest_is_on_its_way_to_the_host(after_s: fl
             assert drained.state is OperationState.DONE
             assert world.where("web") in (["h1"], ["h3"])
             cluster.assert_clean()
+
+    run(story())
+
+
+def test_replicas_leave_in_good_order_before_the_power_goes() -> None:
+    """I5: a primary whose peer just vanishes holds its guest's writes back, 7 s were seen in the lab."""
+
+    async def story() -> None:
+        world = mixed_world()
+        async with Cluster3(world) as cluster:
+            ended = await drain(cluster, power_off=True)
+            assert ended.state is OperationState.DONE
+            left, lost = world.trace.index("h1: disconnect-replicas"), world.trace.index("h1 loses power")
+            assert left < lost
+            cluster.assert_clean()
+
+    run(story())
+
+
+@pytest.mark.parametrize("by", ["drain", "power"])
+def test_a_host_whose_replicas_do_not_leave_keeps_its_power_and_gets_them_back(by: str) -> None:
+    async def story() -> None:
+        world = mixed_world()
+        async with Cluster3(world) as cluster:
+            assert (await drain(cluster)).state is OperationState.DONE
+            cluster.agents["h1"].script["disconnect-replicas"] = [Outcome.FAILED]
+            if by == "drain":
+                back = await cluster.controller.undrain("h1", UndrainRequest())
+                await cluster.until(back.id)
+                ended = await drain(cluster, power_off=True)
+                assert ended.state is OperationState.PARKED
+            else:
+                started = await cluster.controller.power("h1", "off")
+                ended = await cluster.until(started.id)
+                assert ended.state is OperationState.FAILED
+            assert "disconnect-replicas was told to end failed" in ended.reason
+            assert world.off_commands == []
+            assert world.trace[-1] == "h1: connect-replicas"
+
+    run(story())
+
+
+def test_a_bmc_that_does_nothing_leaves_the_replicas_connected_in_the_end() -> None:
+    async def story() -> None:
+        world = mixed_world()
+        async with Cluster3(world) as cluster:
+            assert (await drain(cluster)).state is OperationState.DONE
+            world.bmc_dead.add("h1")
+            started = await cluster.controller.power("h1", "off")
+            assert (await cluster.until(started.id)).state is OperationState.FAILED
+            assert world.away == set()
 
     run(story())
 

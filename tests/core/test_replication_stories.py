@@ -118,6 +118,8 @@ def test_what_counts_as_one_copy() -> None:
     broken = replace(here[0], identity="moved-on", health=Health.DEGRADED, generation="A")
     ahead = replace(there[0], identity="newer", health=Health.DEGRADED, generation="B", ancestors=("A",))
     assert judge((broken, *here[1:]), (ahead, *there[1:])) == (), "the source is behind: nothing is lost"
+    same = replace(ahead, generation="A", ancestors=())
+    assert judge((broken, *here[1:]), (same, *there[1:])) == (), "neither has written alone"
     unrelated = replace(ahead, ancestors=("C",))
     assert judge((broken, *here[1:]), (unrelated, *there[1:]))
     assert judge((replace(broken, generation=None), *here[1:]), (ahead, *there[1:])), (

@@ -92,7 +92,7 @@ class Teller:
             found[f"{name}: two primaries"] = ("allowed" if both else "not allowed", True)
             link = "resyncs" if resource.syncing else "whole" if resource.connected else "broken"
             if any(replica.standalone for replica in resource.replicas.values()):
-                link = "split"
+                link = "left" if any(replica.left for replica in resource.replicas.values()) else "split"
             found[f"{name}: replication"] = (link, False)
         return found
 

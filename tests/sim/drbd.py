@@ -25,6 +25,7 @@ class Replica:
     older: frozenset[int] = frozenset()
     inconsistent: bool = False  # in the middle of a resync that it receives
     standalone: bool = False  # dropped its connection for good; drbdadm connect takes it up again
+    left: bool = False  # because it was told to
 
     def is_behind(self, other: Replica) -> bool:
         return self.generation in other.older
@@ -81,7 +82,8 @@ class Resource:
     def power_lost(self, host: str, now_s: float) -> None:
         """Runtime options and roles are gone with the kernel; the data stays."""
         mine = self.mine(host)
-        mine.up, mine.role, mine.flag, mine.standalone = False, Role.SECONDARY, False, False
+        mine.up, mine.role, mine.flag = False, Role.SECONDARY, False
+        mine.standalone = mine.left = False
         if self.connected:
             self.disconnect(now_s)
 

@@ -116,6 +116,35 @@ class SimDrbd:
         world.changed(name, f"demotes {resource.name}: {refused or 'done'}")
         return refused
 
+    async def disconnect(self, volume: Volume) -> None:
+        resource, name = self._of(volume), self._host.name
+        await self._host.look()
+        mine = resource.mine(name)
+        if not mine.up or mine.standalone:
+            return
+        if mine.role is Role.PRIMARY:
+            raise Refused(f"{volume.name}: this host is primary")
+        if refused := await self._host.tool(f"disconnect {volume.name}", lambda: self._leave(resource)):
+            raise Retryable(f"{volume.name} could not be disconnected: {refused}")
+
+    def _leave(self, resource: Resource) -> str:
+        world = self._host.world
+        mine = resource.mine(self._host.name)
+        mine.standalone = mine.left = True
+        world.drop_link(resource, f"{self._host.name} leaves")
+        return ""
+
+    async def connect(self, volume: Volume) -> None:
+        resource = self._of(volume)
+        if refused := await self._host.tool(f"connect {volume.name}", lambda: self._join(resource)):
+            raise Retryable(f"{volume.name} could not be connected: {refused}")
+
+    def _join(self, resource: Resource) -> str:
+        mine = resource.mine(self._host.name)
+        mine.standalone = mine.left = False
+        self._host.world.reconnect_all()
+        return ""
+
     async def close_window(self, volume: Volume, handover: Handover, before: WindowOptions | None) -> None:
         resource, name = self._of(volume), self._host.name
         await self._host.look()
@@ -201,6 +230,12 @@ class SimIscsi:
             raise Refused(f"{volume.name}: QEMU of domain {handover.domain_uuid} still exists on this host")
         await self._host.tool(f"logout {volume.name}", lambda: self._session(volume, there=False))
 
+    async def disconnect(self, volume: Volume) -> None:
+        return
+
+    async def connect(self, volume: Volume) -> None:
+        return
+
     async def close_window(self, volume: Volume, handover: Handover, before: WindowOptions | None) -> None:
         """Nothing was opened."""
 
@@ -243,6 +278,12 @@ class SimIscsiQemu:
 
     async def release(self, volume: Volume, handover: Handover) -> None:
         await self._host.pause(CALL_S)
+
+    async def disconnect(self, volume: Volume) -> None:
+        return
+
+    async def connect(self, volume: Volume) -> None:
+        return
 
     async def close_window(self, volume: Volume, handover: Handover, before: WindowOptions | None) -> None:
         """Nothing was opened."""

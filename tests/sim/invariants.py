@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import TypeGuard
 
-from agents.protocol import Attempt
+from agents.protocol import Attempt, ConnectReplicas, DisconnectReplicas
 from migrd import saga
 from migrd.saga import SagaState
 from migrd.sagas.drain import DrainState, Phase, Task
 from migrd.sagas.events import Admitted, Answered, DrainRequested, Event, MigrateRequested
 from migrd.sagas.migrate_state import MigrateState, Stage
+from migrd.sagas.power import Phase as PowerPhase
 from migrd.sagas.power import PowerState
 from migrd.sagas.undrain import UndrainState
 from migrd.slots import Caps
@@ -105,7 +106,10 @@ class Invariants:
         """Journal, then act: what the daemon asks of an agent is on its disk by then."""
         operation = attempt.operation.partition("@")[0]
         state = self._books.states.get(operation)
-        if isinstance(state, DrainState):
+        if isinstance(attempt.command, DisconnectReplicas | ConnectReplicas):
+            # A part of cutting the power, which is what the journal names; numbered by this life alone.
+            journalled = attempt.attempt if _works_on_power(state) else 0
+        elif isinstance(state, DrainState):
             task = state.guests.get(attempt.step.removeprefix("stop-"))
             journalled = task.stops if task is not None else 0
         elif isinstance(state, MigrateState):
@@ -166,6 +170,8 @@ class Invariants:
             if host not in resource.replicas:
                 continue
             mine, peer = resource.mine(host), resource.peer(host)
+            if resource.connected and peer.role is Role.PRIMARY:
+                self._violate("I5", f"{host} vanishes from {resource.name}: {peer.host} holds writes back")
             if mine.role is Role.PRIMARY:
                 self._violate("I12", f"{host} is powered off as primary of {resource.name}")
             elif mine.is_behind(peer) or (not resource.connected and told_s - resource.lost_s < UNKNOWABLE_S):
@@ -238,3 +244,11 @@ def leftovers(world: World) -> list[str]:
             if replica.role is Role.PRIMARY and not world.executes(world.machines[replica.host], owner.uuid):
                 found.append(f"{resource.name} is primary on {replica.host} without its guest")
     return found
+
+
+def _works_on_power(state: SagaState | None) -> bool:
+    drains = (Phase.POWER_OFF, Phase.POWER_READ, Phase.POWER_PROBE)
+    powers = (PowerPhase.ACT, PowerPhase.READ, PowerPhase.PROBE)
+    return (isinstance(state, DrainState) and state.phase in drains) or (
+        isinstance(state, PowerState) and state.request.action == "off" and state.phase in powers
+    )

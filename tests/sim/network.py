@@ -75,7 +75,7 @@ class Network:
         self.on_send: Callable[[Attempt], None] = lambda _attempt: None  # of the daemon, to an agent
         self.obeyed: dict[str, int] = {}  # host -> highest epoch of a command it took (I4)
         self._context = Context()
-        self._open: dict[str, dict[Exchange | Stream, None]] = {}  # in order, as no set of objects is
+        self._open: dict[str, dict[Exchange | Stream, None]] = {}  # in order, unlike a set
 
     def add(self, host: str) -> None:
         self.links[host] = Link(host)

@@ -21,6 +21,7 @@ class Pair:
     flag: dict[str, bool] = field(default_factory=lambda: {"u1": False, "u2": False})
     held_open: set[str] = field(default_factory=lambda: {"u1"})
     linked: bool = True
+    given_up: bool = False  # by u2, which was told to disconnect
     disk: dict[str, str] = field(default_factory=lambda: {"u1": "UpToDate", "u2": "UpToDate"})
     out_of_sync: int = 0
     protocol: str = "C"
@@ -82,6 +83,12 @@ class Host:
                 return self._primary()
             case ("drbdadm", "secondary", "r0"):
                 return self._secondary()
+            case ("drbdadm", "disconnect", "r0"):
+                self.pair.linked, self.pair.given_up = False, True
+                return 0, "", ""
+            case ("drbdadm", "adjust", "r0"):
+                self.pair.linked, self.pair.given_up = True, False
+                return 0, "", ""
         raise AssertionError(f"the driver ran {words}")
 
     def _net_options(self, option: str) -> tuple[int, str, str]:
@@ -114,7 +121,8 @@ class Host:
         pair, peer = self.pair, self.peer
         link, role, repl, disk = "Connected", pair.role[peer], "Established", pair.disk[peer]
         if not pair.linked:
-            link, role, repl, disk = "Connecting", "Unknown", "Off", "DUnknown"
+            link = "StandAlone" if pair.given_up else "Connecting"
+            role, repl, disk = "Unknown", "Off", "DUnknown"
         return (
             f"exists resource name:r0 role:{pair.role[self.node]} suspended:no write-ordering:flush\n"
             f"exists connection name:r0 peer-node-id:0 conn-name:peer "

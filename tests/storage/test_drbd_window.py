@@ -344,3 +344,18 @@ async def test_i19_a_module_that_cannot_be_recognised_is_unknown_never_absent(cl
     ):
         with pytest.raises(Unknown):
             await call
+
+
+async def test_i5_a_replica_leaves_in_good_order_and_comes_back(cluster: Cluster) -> None:
+    await cluster.target.disconnect(VOLUME)
+    assert not cluster.pair.linked
+    await cluster.target.disconnect(VOLUME)  # safe to repeat: it has left already
+    assert [call[1:] for call in cluster.pair.calls].count(("drbdadm", "disconnect", "r0")) == 1
+    await cluster.target.connect(VOLUME)
+    assert cluster.pair.linked
+
+
+async def test_i5_a_primary_never_leaves(cluster: Cluster) -> None:
+    with pytest.raises(Refused, match="not secondary"):
+        await cluster.source.disconnect(VOLUME)
+    assert cluster.pair.linked
