@@ -48,7 +48,10 @@ STUCK: Mapping[Verdict, tuple[str, str]] = {
     Verdict.PAUSED_BOTH: ("the guest is paused on both hosts", "look at both, resume it on exactly one"),
     Verdict.MOVED_PAUSED: ("the guest is on {target}, but paused", "virsh resume {name} on {target}"),
     Verdict.POSTCOPY: ("the guest is split between both hosts (post-copy)", ""),
-    Verdict.INCOMING_ONLY: ("the guest's QEMU on {source} is gone, and {target} never took over", ""),
+    Verdict.INCOMING_ONLY: (
+        "the guest's QEMU on {source} is gone, and {target} never took over",
+        "virsh resume {name} on {target} if the switch-over had begun, else virsh destroy {name} there",
+    ),
     Verdict.TRANSIENT: ("a QEMU process is still ending", ""),
     Verdict.LOST: ("the guest is on neither host", "find out who removed it; define and start it"),
     Verdict.BOTH_RUNNING: (
@@ -81,7 +84,10 @@ def decide(state: MigrateState, event: Looked) -> Result:
         if apart:
             return _diverged(state, apart)
     table = _AFTER_COMMIT if state.committed else _BEFORE_COMMIT
-    after, commands = table.get(found, _wait)(state, found)
+    handler = table.get(found, _wait)
+    if found is Verdict.INCOMING_ONLY and not state.committed and _shut_down_by_itself(event, pair):
+        handler = _stopped_with_leftover
+    after, commands = handler(state, found)
     if after.stage is Stage.VERIFY and not any(after.issued(stage) for stage in FINISH):
         return verify(after, event)  # nothing was done since this look, so it tells what another one would
     return after, commands
@@ -176,6 +182,18 @@ def _stopped_on_source(state: MigrateState, _found: Verdict) -> Result:
         return follow(state, backoff_s(state.tries))
     reason = f"the guest was shut down on {state.request.source} during the migration"
     return start_back(replace(state, going_back=True, stopped=True, reasons=(*state.reasons, reason)))
+
+
+def _stopped_with_leftover(state: MigrateState, found: Verdict) -> Result:
+    """What libvirt does not clear away on the target is swept, as beside a guest that still runs."""
+    if not state.migrate_open and state.looks < LEFTOVER_LOOKS:
+        return look_again(state, 0.5)
+    return _stopped_on_source(state, found)
+
+
+def _shut_down_by_itself(event: Looked, pair: Pair) -> bool:
+    """Then there is nothing to take over. After a crash the target's memory may be whole: not decided here."""
+    return pair.source is SideView.STOPPED and event.source is not None and event.source.reason == "shutdown"
 
 
 # -- after it -------------------------------------------------------------------------------------
