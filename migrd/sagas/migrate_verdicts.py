@@ -192,7 +192,7 @@ def _stopped_with_leftover(state: MigrateState, found: Verdict) -> Result:
 
 
 def _shut_down_by_itself(event: Looked, pair: Pair) -> bool:
-    """Then there is nothing to take over. After a crash the target's memory may be whole: not decided here."""
+    """Then there is nothing to take over. After a crash the target's memory may be whole: ask a person."""
     return pair.source is SideView.STOPPED and event.source is not None and event.source.reason == "shutdown"
 
 
