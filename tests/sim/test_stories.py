@@ -10,6 +10,7 @@ from tests.core.vloop import run
 from tests.sim.converge import converge
 from tests.sim.quiet import quiet
 from tests.sim.sim import Sim
+from tests.sim.trace import Happened
 
 
 def tell(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -96,7 +97,7 @@ def test_i15_a_drain_whose_off_was_not_heard_still_moves_what_came_meanwhile() -
 
 def test_i15_a_guest_that_shuts_down_while_it_is_copied_leaves_nothing_on_the_target() -> None:
     """Stateful run: libvirt forgot the incoming QEMU, and neither resume nor cancel ended the parked move."""
-    swept = []
+    swept: list[Happened] = []
 
     async def story(seed: int) -> None:
         async with Sim(seed=seed) as sim:
