@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from agents.client import AttemptNotSeen, StaleEpoch
 from agents.mistakes import Seconds
 from agents.protocol import (
+    AnyVolume,
     Attempt,
     AttemptReport,
     ConnectReplicas,
@@ -21,13 +22,14 @@ from agents.protocol import (
     Observation,
     Observe,
     Outcome,
+    ReleaseVolumes,
     ShutdownDomain,
 )
 from migrd.ports import AgentPort, Clock, PowerPort
 from migrd.sagas.commands import Abort, Call, Follow, Look, StopGuest
 from migrd.sagas.events import Answered, Looked, StopAnswered
 from storage.errors import Failed, OutcomeError, Refused, Retryable, Unknown
-from storage.words import Side
+from storage.words import Handover, Side
 
 OnProgress = Callable[[MigrationProgress], None]
 
@@ -139,8 +141,8 @@ class Acts:
         """Only a clean "off" is off; a BMC that lost its power with its host says nothing (I3)."""
         return self._power.has(host) and await self._power.status(host) == "off"
 
-    async def stop(self, operation: str, command: StopGuest) -> StopAnswered:
-        """Ask a guest to shut down, with the operator's consent journalled before (I5)."""
+    async def stop(self, operation: str, command: StopGuest, volumes: tuple[AnyVolume, ...]) -> StopAnswered:
+        """Ask a guest to shut down, with consent journalled before (I5); then let its disks go."""
         attempt = Attempt(
             operation=operation,
             step=f"stop-{command.guest}",
@@ -150,9 +152,26 @@ class Acts:
         )
         deadline_s = command.deadline_s + self._patience.stop_grace_s
         report, _ = await self._attempt(command.host, attempt, deadline_s, _ignore)
+        if report.outcome is Outcome.DONE and volumes:
+            report = await self._let_go(operation, command, volumes)
         return StopAnswered(
             guest=command.guest, attempt=command.attempt, outcome=report.outcome, reasons=report.reasons
         )
+
+    async def _let_go(
+        self, operation: str, command: StopGuest, volumes: tuple[AnyVolume, ...]
+    ) -> AttemptReport:
+        """A guest that has stopped leaves its DRBD primary and its sessions open; nobody else ends them."""
+        handover = Handover(operation=operation, domain_uuid=command.guest, side=Side.SOURCE, peer_node="")
+        attempt = Attempt(
+            operation=operation,
+            step=f"release-{command.guest}",
+            attempt=command.attempt,
+            epoch=self._epoch,
+            command=ReleaseVolumes(handover=handover, volumes=volumes),
+        )
+        report, _ = await self._attempt(command.host, attempt, REPLICAS_DEADLINE_S, _ignore)
+        return report
 
     async def replicas(self, operation: str, host: str, *, connected: bool, attempt: int) -> tuple[str, ...]:
         """Before a host's power goes its replicas leave their peers in good order; () or why they did not."""

@@ -406,7 +406,8 @@ class Engine:
             case Look():
                 return await self._acts.look(command)
             case StopGuest():
-                return await self._acts.stop(self._lives.name(operation, command), command)
+                name = self._lives.name(operation, command)
+                return await self._acts.stop(name, command, self.placement.volumes_of(command.guest))
             case Abort():
                 await self._acts.abort(self._lives.name(operation, command), command)
                 return None

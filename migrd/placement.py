@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
-from agents.protocol import HostReport
+from agents.protocol import AnyVolume, HostReport
 from migrd.model import Cluster, Facts, Guest, Host, HostState, Plan
 from migrd.ports import Clock, InterviewerPort, PlannerPort, PowerPort, ViewPort
 from migrd.sagas.commands import Choose
@@ -24,7 +24,7 @@ from migrd.sagas.events import (
     Surveyed,
 )
 from storage.errors import OutcomeError, Refused
-from storage.words import DrbdVolume, Health
+from storage.words import DrbdVolume, Health, OtherVolume
 
 HELD_S = 30.0  # a promise given to a saga that has not journalled its move by then is void
 REREAD_S = 15.0
@@ -152,6 +152,12 @@ class Placement:
         }
         hosts = {name: replace(cluster.hosts[name], state=HostState.OFF) for name in self._dark}
         return replace(cluster, hosts={**cluster.hosts, **hosts}) if hosts else cluster
+
+    def volumes_of(self, guest: str) -> tuple[AnyVolume, ...]:
+        """What drivers can let go of, as the newest reports name it."""
+        found = [each for each in self._view.cluster().guests if each.uuid == guest]
+        volumes = dict.fromkeys(volume for each in found for volume in each.volumes)
+        return tuple(volume for volume in volumes if not isinstance(volume, OtherVolume))
 
     def hold(self, moves: Iterable[tuple[str, str]]) -> None:
         """Promise memory to moves (uuid, target) that are about to be journalled."""

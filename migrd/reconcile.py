@@ -234,7 +234,10 @@ def _source_without_process(source: SideView, target: SideView) -> Verdict:  # n
         case SideView.PAUSED:
             return Verdict.MOVED_PAUSED
         case SideView.INCOMING:
-            return Verdict.INCOMING_ONLY
+            # libvirt ends the source only once the target runs: a defined, shut-off source stopped by itself,
+            # and what waits on the target never ran. Without a definition nobody can say what became of it.
+            stopped = source is SideView.STOPPED
+            return Verdict.STOPPED_ON_SOURCE if stopped else Verdict.INCOMING_ONLY
         case SideView.POSTCOPY:
             return Verdict.POSTCOPY
         case SideView.ENDING:

@@ -305,13 +305,13 @@ def verify_back(state: MigrateState, event: Looked) -> Result:
     found = verdict(pair)
     if found is Verdict.UNKNOWN:
         return _unknown(state, event, pair)
+    if pair.target is SideView.INCOMING and found in (Verdict.TARGET_LEFTOVER, Verdict.STOPPED_ON_SOURCE):
+        return _leftover(state, found)
     if found in (Verdict.STILL_ON_SOURCE, Verdict.STOPPED_ON_SOURCE):
         still_open = _flags(state, event)
         if still_open:
             return _close_again(state, still_open, Stage.CLOSE_BACK)
         return replace(state, stage=Stage.UNDONE), ()
-    if found is Verdict.TARGET_LEFTOVER:
-        return _leftover(state, found)
     return _stuck(state, found) if found in ALARMS else _wait(state, found)
 
 

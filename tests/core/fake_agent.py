@@ -33,7 +33,7 @@ from agents.protocol import (
     SweepTarget,
 )
 from storage.errors import Retryable, Unknown
-from storage.words import IscsiQemuVolume, IscsiVolume, Role, Side, VolumeReport, WindowOptions
+from storage.words import IscsiQemuVolume, IscsiVolume, Side, VolumeReport, WindowOptions
 from tests.core.fake_world import RUNS, World
 
 Key = tuple[str, str, int]
@@ -297,10 +297,6 @@ class FakeAgent:
         domain = self.world.machines[self.host].domains.get(uuid)
         if domain is not None:
             domain.state, domain.process, domain.ran = DomainState.SHUTOFF, False, True
-            for volume in self.world.guests[uuid].volumes:
-                self.world.machines[self.host].held[volume.name].role = (
-                    Role.DETACHED if isinstance(volume, IscsiVolume) else Role.SECONDARY
-                )
         self.world.check(f"{self.world.guests[uuid].name} is shut down on {self.host}")
         return DONE
 

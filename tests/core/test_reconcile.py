@@ -88,7 +88,7 @@ TABLE = {
     "gone/paused": "moved-paused",
     "stopped/paused": "moved-paused",
     "gone/incoming": "incoming-only",
-    "stopped/incoming": "incoming-only",
+    "stopped/incoming": "stopped-on-source",
     "gone/gone": "lost",
     "gone/stopped": "stopped-on-target",
     "stopped/gone": "stopped-on-source",

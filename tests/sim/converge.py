@@ -138,7 +138,8 @@ def connect_by_hand(sim: Sim) -> None:
         if asked and all(o.state is OperationState.PARKED and "its replica" in o.remedy for o in asked):
             sim.world.adjust_by_hand(resource)
         flags = [replica.flag for replica in resource.replicas.values()]
-        if not any(flags) and any(replica.standalone for replica in resource.replicas.values()):
+        left = any(replica.left for replica in resource.replicas.values())  # a host whose power goes next
+        if not any(flags) and not left and any(r.standalone for r in resource.replicas.values()):
             sim.world.connect_by_hand(resource)
 
 

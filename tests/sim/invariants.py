@@ -110,7 +110,7 @@ class Invariants:
             # A part of cutting the power, which is what the journal names; numbered by this life alone.
             journalled = attempt.attempt if _works_on_power(state) else 0
         elif isinstance(state, DrainState):
-            task = state.guests.get(attempt.step.removeprefix("stop-"))
+            task = state.guests.get(attempt.step.removeprefix("stop-").removeprefix("release-"))
             journalled = task.stops if task is not None else 0
         elif isinstance(state, MigrateState):
             journalled = {str(stage): number for stage, number in state.attempts.items()}.get(attempt.step, 0)
@@ -184,7 +184,7 @@ class Invariants:
         running = world.where(uuid)
         if len(running) > 1:
             self._violate("I1", f"{name} runs on {' and '.join(running)}", event)
-        if running or uuid in world.excused or uuid in world.consented:
+        if running or world.may_be_down(uuid):
             return
         alive = any(
             uuid in m.domains and m.domains[uuid].process and m.domains[uuid].ran

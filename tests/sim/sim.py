@@ -243,6 +243,7 @@ class Sim:
             self.at(0.5, self.libvirt_down, host, for_s)
             return
         machine.libvirt_up = False
+        self.world.agentless.add(host)
         self.trace.note("fault", host, f"libvirtd is down for {for_s:.1f} s")
         self.migrations.reconsider()
         self.at(for_s, self.libvirt_back, host)
@@ -370,7 +371,7 @@ class Sim:
         wrong = [f"I15: {o.id} {o.kind} {o.subject} is {o.state}: {o.reason}" for o in self.open_operations()]
         for guest in self.world.guests.values():
             hosts = self.where(guest.name)
-            if len(hosts) != 1 and not (guest.uuid in self.world.consented and not hosts):
+            if len(hosts) != 1 and not (self.world.may_be_down(guest.uuid) and not hosts):
                 wrong.append(f"I16: {guest.name} runs on {hosts or 'no host'}")
         wrong += [f"I16: left over: {each}" for each in leftovers(self.world)]
         wrong += [

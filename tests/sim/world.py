@@ -83,6 +83,8 @@ class World:
         self.cut_links: set[frozenset[str]] = set()
         self.excused: set[str] = set()  # guests that a fault, not migrd, has stopped
         self.consented: set[str] = set()  # guests that an operator allowed to be stopped
+        self.agentless: set[str] = set()  # hosts on which, at some time, nobody watched the replication (I7)
+        self.restarted: set[str] = set()  # of those, the ones that somebody has started again since
         self.check: Callable[[str], None] = lambda _what: None
         self.on_power: Callable[[str, bool], None] = lambda _host, _up: None  # its OS is up / all is gone
         self.link_changed: Callable[[], None] = lambda: None
@@ -232,8 +234,13 @@ class World:
         """ACPI: the guest shuts down by itself, some time later."""
         domain = self.machines[host].domains[uuid]
         domain.state, domain.reason = DomainState.SHUTDOWN, "user"
+        self.restarted.discard(uuid)
         self.changed(host, f"{self.guests[uuid].name} begins to shut down", uuid=uuid)
         self.later(self.between((0.5, 4.0)), self._stopped, host, uuid)
+
+    def may_be_down(self, uuid: str) -> bool:
+        """By consent, or because a fault of the story has stopped it."""
+        return uuid in self.excused or (uuid in self.consented and uuid not in self.restarted)
 
     def _stopped(self, host: str, uuid: str) -> None:
         domain = self.machines[host].domains.get(uuid)
@@ -258,7 +265,7 @@ class World:
         machine.domains[uuid] = Domain(DomainState.RUNNING, "booted", process=True, ran=True)
         self.begins_to_execute(host, uuid)
         self.excused.discard(uuid)
-        self.consented.discard(uuid)
+        self.restarted.add(uuid)
         self.changed(host, f"{self.guests[uuid].name} is started by hand", uuid=uuid)
 
     def begins_to_execute(self, host: str, uuid: str) -> None:
@@ -291,7 +298,8 @@ class World:
         if resource.connected or not ready:
             return
         trouble = resource.connect()
-        if trouble.startswith("Split-Brain"):
+        watched = not self.agentless & {first.host, second.host}
+        if trouble.startswith("Split-Brain") and watched:
             self.trace.violate("I8", f"{resource.name}: split brain")
         self.changed(resource.name, trouble or ("connected, resync" if resource.syncing else "connected"))
         if resource.syncing:
@@ -343,13 +351,19 @@ class World:
                 self.changed(resource.name, "two primaries are disallowed by hand")
 
     def adjust_by_hand(self, resource: Resource) -> None:
-        """`drbdadm adjust`, and `drbdadm secondary` where nobody has it open, while it is not connected."""
+        """`drbdadm adjust`, and `drbdadm secondary` where nobody has it open, while it is not connected.
+
+        Of a split brain the operator keeps the copy that the guest runs on; the other one is discarded.
+        """
         if resource.connected:
             return
         for host, replica in resource.replicas.items():
             replica.flag = False
             if not self.machines[host].has_process(self.owner(resource.name).uuid):
                 replica.role = Role.SECONDARY
+                peer = resource.peer(host)
+                if self.machines[peer.host].has_process(self.owner(resource.name).uuid):
+                    peer.older |= replica.older | ({replica.generation} - {peer.generation})
         self.changed(resource.name, "is adjusted by hand")
 
     def connect_by_hand(self, resource: Resource) -> None:
