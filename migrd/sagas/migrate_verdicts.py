@@ -84,10 +84,7 @@ def decide(state: MigrateState, event: Looked) -> Result:
         if apart:
             return _diverged(state, apart)
     table = _AFTER_COMMIT if state.committed else _BEFORE_COMMIT
-    handler = table.get(found, _wait)
-    if found is Verdict.INCOMING_ONLY and not state.committed and _shut_down_by_itself(event, pair):
-        handler = _stopped_with_leftover
-    after, commands = handler(state, found)
+    after, commands = table.get(found, _wait)(state, found)
     if after.stage is Stage.VERIFY and not any(after.issued(stage) for stage in FINISH):
         return verify(after, event)  # nothing was done since this look, so it tells what another one would
     return after, commands
@@ -182,18 +179,6 @@ def _stopped_on_source(state: MigrateState, _found: Verdict) -> Result:
         return follow(state, backoff_s(state.tries))
     reason = f"the guest was shut down on {state.request.source} during the migration"
     return start_back(replace(state, going_back=True, stopped=True, reasons=(*state.reasons, reason)))
-
-
-def _stopped_with_leftover(state: MigrateState, found: Verdict) -> Result:
-    """What libvirt does not clear away on the target is swept, as beside a guest that still runs."""
-    if not state.migrate_open and state.looks < LEFTOVER_LOOKS:
-        return look_again(state, 0.5)
-    return _stopped_on_source(state, found)
-
-
-def _shut_down_by_itself(event: Looked, pair: Pair) -> bool:
-    """Then there is nothing to take over. After a crash the target's memory may be whole: ask a person."""
-    return pair.source is SideView.STOPPED and event.source is not None and event.source.reason == "shutdown"
 
 
 # -- after it -------------------------------------------------------------------------------------
