@@ -48,7 +48,10 @@ STUCK: Mapping[Verdict, tuple[str, str]] = {
     Verdict.PAUSED_BOTH: ("the guest is paused on both hosts", "look at both, resume it on exactly one"),
     Verdict.MOVED_PAUSED: ("the guest is on {target}, but paused", "virsh resume {name} on {target}"),
     Verdict.POSTCOPY: ("the guest is split between both hosts (post-copy)", ""),
-    Verdict.INCOMING_ONLY: ("the guest's QEMU on {source} is gone, and {target} never took over", ""),
+    Verdict.INCOMING_ONLY: (
+        "the guest's QEMU on {source} is gone, and {target} never took over",
+        "virsh resume {name} on {target} if the switch-over had begun, else virsh destroy {name} there",
+    ),
     Verdict.TRANSIENT: ("a QEMU process is still ending", ""),
     Verdict.LOST: ("the guest is on neither host", "find out who removed it; define and start it"),
     Verdict.BOTH_RUNNING: (

@@ -263,6 +263,11 @@ class Migrations:
             return None
         return found
 
+    def switching(self, uuid: str) -> bool:
+        """Does the guest change hosts at this moment?"""
+        found = self._all.get(uuid)
+        return found is not None and found.phase in ("switch", "confirm")
+
     def critical(self, host: str) -> bool:
         """Is one of them in its switch-over here?"""
         return any(

@@ -143,6 +143,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "migrd/sagas/compare.py",
         "        reasons += _fitness(here, hosts[0]) + _fitness(there, hosts[1])\n",
         "",
+        first=75,
     ),
     _one(
         "identities are not compared",
@@ -150,6 +151,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "migrd/sagas/compare.py",
         "    if here.identity != there.identity:",
         "    if False:",
+        first=130,
     ),
     _one(
         "moved while the source's QEMU still ends",
@@ -171,12 +173,21 @@ MUTATIONS: tuple[Mutation, ...] = (
         "    return SideView.ENDING if seen.qemu_process else view",
         "    return view",
     ),
-    _one(
-        "a host that does not answer may lose its power",
-        "I19 I12",
-        "migrd/safety.py",
-        '        return (f"{host}: no report of it, so nothing is known about what runs there",)',
-        "        return ()",
+    Mutation(
+        name="a host that does not answer may lose its power",
+        invariant="I19 I12",
+        edits=(  # each of the two guards holds alone
+            Edit(
+                file="migrd/safety.py",
+                old='        return (f"{host}: no report of it, so nothing is known about what runs there",)',
+                new="        return ()",
+            ),
+            Edit(
+                file="migrd/engine.py",
+                old="connected=False)\n            if reasons:",
+                new="connected=False)\n            if False:",
+            ),
+        ),
     ),
     Mutation(
         name="a cancel undoes after the commit point",

@@ -115,6 +115,9 @@ def _commands(rng: random.Random, hosts: tuple[str, ...], guests: tuple[GuestPla
             case "power":
                 host = rng.choice(hosts)
                 deeds.append(Deed(at_s, "power", (host, "off")))
+                if rng.random() < 0.3:  # of a host that cannot say what runs on it
+                    deeds.append(Deed(max(0.0, at_s - 0.5), "partition", (host,)))
+                    deeds.append(Deed(at_s + rng.uniform(10.0, 30.0), "unpartition", (host,)))
                 deeds.append(Deed(at_s + rng.uniform(1.0, 30.0), "power", (host, "on")))
             case drain:
                 host = rng.choice(hosts)
@@ -133,9 +136,10 @@ def _commands(rng: random.Random, hosts: tuple[str, ...], guests: tuple[GuestPla
                     restore = rng.random() < 0.7
                     back_s = at_s + rng.uniform(5.0, 25.0)
                     deeds.append(Deed(back_s, "undrain", (host,), {"restore": restore}))
-    for _ in range(rng.choice((0, 0, 0, 1, 2))):
-        wish = rng.choice(("cancel_some", "cancel_some", "resume_some"))
-        deeds.append(Deed(rng.uniform(0.0, 3.0), wish, writes=rng.randrange(1, 60)))
+    for _ in range(rng.choice((0, 0, 1, 1, 2))):
+        wish = rng.choice(("cancel_some", "cancel_late", "resume_some"))
+        at_s = rng.uniform(0.0, rng.choice((0.1, 3.0)))
+        deeds.append(Deed(at_s, wish, writes=rng.randrange(1, 60)))
     return deeds
 
 

@@ -103,6 +103,9 @@ async def _later(sim: Sim, deed: Deed, dice: random.Random) -> None:
     await sim.written(deed.writes)
     await asyncio.sleep(deed.at_s)
     try:
+        if deed.what == "cancel_late":
+            await _cancel_late(sim)
+            return
         if deed.what.endswith("_some"):
             await _some(sim, deed.what, dice)
             return
@@ -111,6 +114,15 @@ async def _later(sim: Sim, deed: Deed, dice: random.Random) -> None:
             await done
     except (Refused, NotFound, JournalReadOnly):
         return  # said so in the trace: a command may make no sense by then
+
+
+async def _cancel_late(sim: Sim) -> None:
+    """When a guest is just being switched over: too late, so it has to finish forward."""
+    found: list[str] = []
+    while not found:
+        await asyncio.sleep(0.05)
+        found = [o.id for o in sim.open_operations() if sim.migrations.switching(o.guest or "")]
+    await sim.cancel(found[0])
 
 
 async def _some(sim: Sim, what: str, dice: random.Random) -> None:

@@ -251,7 +251,7 @@ def _parked(sim: Sim) -> list[str]:
 
 TestOperators = Operators.TestCase
 TestOperators.settings = settings(
-    max_examples=80,
+    max_examples=100,
     stateful_step_count=25,
     deadline=None,
     print_blob=True,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from tests.core.vloop import run
 from tests.sim.converge import converge
 from tests.sim.quiet import quiet
 from tests.sim.sim import Sim
+from tests.sim.trace import Happened
 
 
 def tell(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -91,3 +93,27 @@ def test_i15_a_drain_whose_off_was_not_heard_still_moves_what_came_meanwhile() -
             assert sim.where("g") in (["h2"], ["h3"])
 
     tell(story)
+
+
+def test_i15_a_guest_that_shuts_down_while_it_is_copied_leaves_nothing_on_the_target() -> None:
+    """Stateful run: libvirt forgot the incoming QEMU, and neither resume nor cancel ended the parked move."""
+    swept: list[Happened] = []
+
+    async def story(seed: int) -> None:
+        async with Sim(seed=seed) as sim:
+            three(sim)
+            sim.world.add_iscsi_qemu("g", "h1")
+            await sim.start()
+            operation = await sim.migrate("g", "h2")
+            await sim.until(lambda: any("incoming QEMU" in each.text for each in sim.trace.log))
+            sim.stops_by_itself("g")
+            await sim.until(lambda: not sim.open_operations(), at_most_s=120)
+            if state(sim, operation) == "undone":
+                assert sim.world.machines["h2"].domains == {}
+                swept.extend(each for each in sim.trace.log if "(destroyed)" in each.text)
+            await converge(sim)
+            sim.check_end()
+
+    for seed in range(20):
+        tell(partial(story, seed))
+    assert swept
