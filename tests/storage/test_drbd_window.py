@@ -361,10 +361,10 @@ async def test_i5_a_primary_never_leaves(cluster: Cluster) -> None:
     assert cluster.pair.linked
 
 
-async def test_a_connection_given_up_over_the_flag_is_taken_up_when_the_window_closes(
+async def test_a_connection_given_up_over_the_flag_is_taken_up_again(
     cluster: Cluster,
 ) -> None:
-    """DRBD 8.4 compares the option when it connects: a target that rebooted in mid-copy found it set on one end."""
+    """DRBD 8.4 compares the option when it connects; a target that rebooted in mid-copy has it off."""
     cluster.pair.linked, cluster.pair.given_up = False, True
     await cluster.close("u2")
     assert cluster.pair.linked
