@@ -51,7 +51,7 @@ class StaleEpochError(Exception):
 
 
 class DifferentCommandError(Exception):
-    """The id of this attempt was used before, for another command."""
+    """The id was used before for another command, or a later attempt of the same step has begun."""
 
 
 class LedgerError(Exception):
@@ -219,6 +219,12 @@ class Ledger:
             if read(Attempt, row[0]).command != attempt.command:
                 raise DifferentCommandError(f"attempt {'/'.join(map(str, key))} was for another command")
             return Admission(fresh=False, report=read(AttemptReport, row[1]))
+        newest = self._database.execute(
+            "select max(attempt) from attempts where operation = ? and step = ?", key[:2]
+        ).fetchone()[0]
+        if newest is not None and newest > attempt.attempt:
+            # Held back on its way, or in the socket of an agent that stood still: the daemon has gone on.
+            raise DifferentCommandError(f"attempt {'/'.join(map(str, key))} comes after attempt {newest}")
         report = AttemptReport(
             operation=attempt.operation,
             step=attempt.step,

@@ -42,6 +42,18 @@ async def test_the_first_outcome_stays(tmp_path: Path) -> None:
     await ledger.close()
 
 
+async def test_i6_an_attempt_that_comes_after_a_later_one_is_not_begun(tmp_path: Path) -> None:
+    """A request that was held back must not open a window that was opened, used and closed since."""
+    ledger = await Ledger.open(tmp_path / "l")
+    await ledger.admit(attempt(2))
+    await ledger.finish(ended(2))
+    with pytest.raises(DifferentCommandError, match="comes after attempt 2"):
+        await ledger.admit(attempt(1))
+    assert not (await ledger.admit(attempt(2))).fresh
+    assert (await ledger.admit(attempt(3))).fresh
+    await ledger.close()
+
+
 async def test_i4_epochs_only_grow_and_survive(tmp_path: Path) -> None:
     ledger = await Ledger.open(tmp_path / "l")
     await ledger.admit(attempt(1, epoch=5))
