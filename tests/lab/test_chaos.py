@@ -21,6 +21,8 @@ KILLS = 10
 STARTED = 0.8  # of the kills wait for the daemon to answer first; the others hit it while it starts
 # A peer that falls silent: DRBD waits 6 s before it goes on alone, a copy that hangs is given up later.
 SILENT_PEER_MS = 15_000.0
+# Cut off between pause and resume, the guest waits for the cable, or for libvirt's keepalive (30 s).
+STOPPED_STREAM_MS = (CUT_S + 30.0) * 1000
 
 
 def test_daemon_killed_at_ten_random_instants_of_a_drain(cluster: Cluster) -> None:
@@ -86,8 +88,10 @@ FAULTS: list[tuple[Fault, float]] = [
     (kill_target_agent, 5000.0),
     (restart_source_libvirtd, 5000.0),
     (restart_target_libvirtd, 5000.0),
-    (cut_storage_network, SILENT_PEER_MS),
     (cut_target_host, SILENT_PEER_MS),
+    # The last one: both hosts were primary when they lost each other, and 8.4 then begins a new generation on both.
+    # That is a split brain, which nobody resolves for an operator (I8).
+    (cut_storage_network, STOPPED_STREAM_MS),
 ]
 
 
