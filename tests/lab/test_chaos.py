@@ -89,8 +89,8 @@ FAULTS: list[tuple[Fault, float]] = [
     (restart_source_libvirtd, 5000.0),
     (restart_target_libvirtd, 5000.0),
     (cut_target_host, SILENT_PEER_MS),
-    # The last one: both hosts were primary when they lost each other, and 8.4 then begins a new generation on both.
-    # That is a split brain, which nobody resolves for an operator (I8).
+    # The last one: both hosts were primary when they lost each other, and 8.4 begins a new generation on
+    # both. That is a split brain, which nobody resolves for an operator (I8).
     (cut_storage_network, STOPPED_STREAM_MS),
 ]
 
