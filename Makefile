@@ -5,7 +5,7 @@ PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
 LAB := deploy/lab/lab
-UNIT := tests --ignore=tests/lab --ignore=tests/sim
+UNIT := tests --ignore=tests/lab --ignore=tests/sim --ignore=tests/scenarios
 
 .PHONY: help deps venv image lint check fmt unit sim sim-test test lab-test demo bench lock clean
 
@@ -52,9 +52,9 @@ unit: venv
 lab-test: image
 	$(BIN)/pytest -v --durations=20 tests/lab
 
-# The simulator's own tests: killed at every step, 500 fresh seeds, the kept ones, guards removed one at a time.
+# On the simulator: killed at every step, 500 fresh seeds, the kept ones, guards removed one at a time, scenarios.
 sim-test: venv
-	$(BIN)/pytest -q -n 2 --durations=10 tests/sim
+	$(BIN)/pytest -q -n 2 --durations=10 tests/sim tests/scenarios
 
 sim: venv
 	@$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED)) $(if $(RUNS),--runs $(RUNS))
