@@ -14,12 +14,12 @@ from dataclasses import replace
 from agents.protocol import Outcome
 from migrd.reconcile import Pair, SideView
 from migrd.sagas import cold_verdicts as verdicts
-from migrd.sagas.cold_moves import CANCELLED, Result, follow, forward_from, go_back, look, look_again, retry
+from migrd.sagas.cold_moves import Result, follow, forward_from, go_back, look, look_again, retry
 from migrd.sagas.cold_moves import next_needed as next_of
 from migrd.sagas.cold_state import BACK, DOMAIN_STEPS, FORWARD, SIDES, ColdStage, ColdState
 from migrd.sagas.commands import IllegalEvent
-from migrd.sagas.compare import reasons_not_to_hand_over
 from migrd.sagas.events import (
+    CANCELLED,
     Admitted,
     Answered,
     CancelRequested,
@@ -30,9 +30,8 @@ from migrd.sagas.events import (
     Resumed,
     Withdrawn,
 )
-from storage.words import Role, Side
-
-PRECHECK_LOOKS = 3
+from migrd.sagas.guest_move import PRECHECK_LOOKS, expect, reasons_prepared_apart
+from storage.words import Role
 
 
 def begin(operation: str, request: ColdRequested) -> ColdState:
@@ -158,29 +157,21 @@ def _answered(state: ColdState, event: Answered) -> Result:
 
 def _compared(state: ColdState) -> Result:
     """I9: the same disk on both hosts, proved, or the guest is not even asked to shut down."""
-    by_side = {answer.side: answer.volumes for answer in state.answers}
-    reasons = reasons_not_to_hand_over(
-        state.request.volumes,
-        by_side[Side.SOURCE],
-        by_side[Side.TARGET],
-        hosts=(state.request.source, state.request.target),
-    )
+    reasons = reasons_prepared_apart(state.request, state.answers)
     if reasons:
         return go_back(state, reasons)
     return forward_from(state, ColdStage.PREPARE)
 
 
 def _expect(state: ColdState, event: Answered) -> None:
-    expected = state.attempts.get(state.stage, 0)
-    if event.step != state.stage or event.attempt != expected or event.side not in SIDES[state.stage]:
-        raise IllegalEvent(
-            f"{state.operation}: answer to {event.step}/{event.attempt} of {event.side} in stage "
-            f"{state.stage}/{expected}"
-        )
-    if any(answer.side is event.side for answer in state.answers):
-        raise IllegalEvent(
-            f"{state.operation}: second answer of {event.side} to {event.step}/{event.attempt}"
-        )
+    expect(
+        event,
+        operation=state.operation,
+        stage=state.stage,
+        attempt=state.attempts.get(state.stage, 0),
+        sides=SIDES[state.stage],
+        answers=state.answers,
+    )
 
 
 # -- the table ------------------------------------------------------------------------------------

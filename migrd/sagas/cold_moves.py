@@ -10,26 +10,31 @@ from migrd.sagas.cold_state import (
     BACK,
     DOMAIN_STEPS,
     FORWARD,
-    MAX_FAILURES,
-    MAX_TRIES,
-    MAX_TRIES_BOUND,
     SIDES,
-    STEP_DEADLINE_S,
     ColdStage,
     ColdState,
-    backoff_s,
     command_for,
     reattached,
 )
-from migrd.sagas.commands import Call, Follow, Look, SagaCommand
-from migrd.sagas.events import Answered
+from migrd.sagas.commands import Call, Follow, SagaCommand
+from migrd.sagas.events import CANCELLED, Answered
+from migrd.sagas.guest_move import (
+    MAX_FAILURES,
+    MAX_TRIES,
+    MAX_TRIES_BOUND,
+    REFUSED_TRIES,
+    STEP_DEADLINE_S,
+    backoff_s,
+    look_of,
+    remedy_of,
+    told_with_earlier,
+    trouble_of,
+)
 
 Result = tuple[ColdState, tuple[SagaCommand, ...]]
 
 SHUTDOWN_TRIES = 2  # some guests take the first press of the power button for a wake-up
 SHUTDOWN_GRACE_S = 30.0  # beyond the request's own deadline
-REFUSED_TRIES = 3  # a refusal when going back may pass (the other host demotes a second later)
-CANCELLED = "cancelled by the operator"
 
 
 def enter(state: ColdState, stage: ColdStage, after_s: float = 0.0) -> Result:
@@ -68,25 +73,13 @@ def _deadline_s(state: ColdState, stage: ColdStage) -> float:
 def look(state: ColdState, stage: ColdStage, after_s: float = 0.0) -> Result:
     """Begin a stage that observes both hosts."""
     entered = replace(state, stage=stage, looks=1, answers=())
-    return entered, (_look(entered, after_s),)
+    return entered, (look_of(entered.request, entered.looks, after_s),)
 
 
 def look_again(state: ColdState, after_s: float) -> Result:
     """Stay, and look once more after a while. Callers bound it by `state.looks`."""
     again = replace(state, looks=state.looks + 1)
-    return again, (_look(again, after_s),)
-
-
-def _look(state: ColdState, after_s: float) -> Look:
-    request = state.request
-    return Look(
-        guest=request.guest,
-        source=request.source,
-        target=request.target,
-        volumes=request.volumes,
-        number=state.looks,
-        after_s=after_s,
-    )
+    return again, (look_of(again.request, again.looks, after_s),)
 
 
 def follow(state: ColdState, after_s: float) -> Result:
@@ -173,11 +166,7 @@ def start_back(state: ColdState) -> Result:
 
 def retry(state: ColdState, failed: Sequence[Answered]) -> Result:
     """Some call did not end as DONE: look at both hosts, then once more, bounded; else back, or park."""
-    trouble = tuple(
-        f"{state.host(answer.side)}: {reason}"
-        for answer in failed
-        for reason in (answer.reasons or (f"{answer.step} ended: {answer.outcome}",))
-    )
+    trouble = trouble_of(failed, state.host)
     state = replace(state, tries=state.tries + 1, failures=state.failures + 1, trouble=trouble)
     forward = state.stage in FORWARD and not state.going_back
     lost = any(not answer.ended for answer in failed) and state.stage in DOMAIN_STEPS
@@ -224,16 +213,12 @@ def park(
 ) -> Result:
     """Stop here, and say why and what resolves it (I15). Nothing is running on our behalf any more."""
     told = (*reasons, "the guest is not running") if state.ran and state.down else reasons
-    resume = f"migrctl op resume {state.operation}"
-    if not remedy:
-        remedy = f"{resume} once {' and '.join(waits_for)} answers again" if waits_for else resume
-    earlier = tuple(reason for reason in state.reasons if reason not in told)
     parked = replace(
         state,
         stage=ColdStage.PARKED,
         parked_in=state.stage,
-        reasons=(*earlier, *told) if state.going_back else told,
-        remedy=remedy,
+        reasons=told_with_earlier(state.reasons, told, going_back=state.going_back),
+        remedy=remedy or remedy_of(state.operation, waits_for),
         waits_for=waits_for,
         answers=(),
     )

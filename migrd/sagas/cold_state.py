@@ -27,13 +27,6 @@ from agents.protocol import (
     SweepTarget,
 )
 from migrd.sagas.events import Answered, ColdRequested
-from migrd.sagas.migrate_state import (
-    MAX_FAILURES,
-    MAX_TRIES,
-    MAX_TRIES_BOUND,
-    STEP_DEADLINE_S,
-    backoff_s,
-)
 from storage.words import DrbdVolume, Handover, Side
 
 
@@ -199,20 +192,3 @@ def reattached(state: ColdState) -> tuple[AnyVolume, ...]:
     """What has to be made openable on the source again. DRBD has nothing like a login, and its `prepare`
     asks for a peer that is connected, which a guest must not wait for."""
     return tuple(v for v in state.taken if not isinstance(v, DrbdVolume))
-
-
-__all__ = [
-    "BACK",
-    "DOMAIN_STEPS",
-    "FORWARD",
-    "MAX_FAILURES",
-    "MAX_TRIES",
-    "MAX_TRIES_BOUND",
-    "SIDES",
-    "STEP_DEADLINE_S",
-    "ColdStage",
-    "ColdState",
-    "backoff_s",
-    "command_for",
-    "reattached",
-]

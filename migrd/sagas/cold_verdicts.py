@@ -17,7 +17,6 @@ from enum import StrEnum
 from agents.protocol import Observation
 from migrd.reconcile import Pair, SideView
 from migrd.sagas.cold_moves import (
-    CANCELLED,
     Result,
     enter,
     follow,
@@ -28,8 +27,9 @@ from migrd.sagas.cold_moves import (
     park,
     start_back,
 )
-from migrd.sagas.cold_state import BACK, FORWARD, MAX_FAILURES, ColdStage, ColdState, backoff_s
-from migrd.sagas.events import Looked
+from migrd.sagas.cold_state import BACK, FORWARD, ColdStage, ColdState
+from migrd.sagas.events import CANCELLED, Looked
+from migrd.sagas.guest_move import MAX_FAILURES, backoff_s
 from storage.words import DrbdVolume, Health, Side
 
 WAIT_LOOKS = 40  # at 0.2 s, then 1 s: about 30 s for a QEMU to go

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from agents.protocol import Outcome
 from migrd.operations import OperationState
+from migrd.sagas.children import of_child, park_remedy
 from migrd.sagas.commands import (
     CancelChild,
     CheckPowerOff,
@@ -27,6 +28,7 @@ from migrd.sagas.commands import (
     Survey,
 )
 from migrd.sagas.events import (
+    CANCELLED,
     CancelRequested,
     ChildEnded,
     Chosen,
@@ -192,7 +194,7 @@ def _settle(state: DrainState) -> Result:
     if any(task.task.open for task in state.guests.values()):
         return state, ()
     if state.cancelled:
-        return replace(state, phase=Phase.UNDONE, reasons=("cancelled by the operator", *_left(state))), ()
+        return replace(state, phase=Phase.UNDONE, reasons=(CANCELLED, *_left(state))), ()
     return _survey(state)
 
 
@@ -208,7 +210,7 @@ def _set(state: DrainState, uuid: str, task: GuestTask) -> DrainState:
 
 
 def _child_ended(state: DrainState, event: ChildEnded) -> Result:
-    uuid, task = _of_child(state, event.child)
+    uuid, task = of_child(state.operation, state.guests, event.child)
     resolved = task.parked and event.state is not OperationState.PARKED  # it went on by itself
     if task.task is not Task.MOVING and not resolved:
         raise IllegalEvent(f"{state.operation}: {event.child} has ended before")
@@ -355,8 +357,7 @@ def _power_probed(state: DrainState, event: PowerRead) -> Result:
 
 
 def _park(state: DrainState, reasons: tuple[str, ...]) -> Result:
-    remedy = f"migrctl op resume {state.operation}, or migrctl op cancel {state.operation}"
-    return replace(state, phase=Phase.PARKED, reasons=reasons, remedy=remedy), ()
+    return replace(state, phase=Phase.PARKED, reasons=reasons, remedy=park_remedy(state.operation)), ()
 
 
 # -- operator and daemon --------------------------------------------------------------------------
@@ -445,7 +446,7 @@ def _parked_child_ended(state: DrainState, event: ChildEnded) -> Result:
 
 def _note_child(state: DrainState, event: ChildEnded) -> Result:
     """The same while the host is being asked what it still has: that answer decides what is next."""
-    uuid, task = _of_child(state, event.child)
+    uuid, task = of_child(state.operation, state.guests, event.child)
     if event.state is OperationState.PARKED or not task.parked:
         return state, ()
     if event.state is OperationState.DONE:
@@ -453,13 +454,6 @@ def _note_child(state: DrainState, event: ChildEnded) -> Result:
     else:
         after = replace(task, reason=event.reason, parked=False)
     return _set(state, uuid, after), ()
-
-
-def _of_child(state: DrainState, child: str) -> tuple[str, GuestTask]:
-    for uuid, task in state.guests.items():
-        if task.child == child:
-            return uuid, task
-    raise IllegalEvent(f"{state.operation}: {child} is not its latest child of any guest")
 
 
 def _also(hosts: tuple[str, ...], host: str) -> tuple[str, ...]:

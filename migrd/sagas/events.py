@@ -141,6 +141,10 @@ class Recovered:
     kind: Literal["recovered"] = "recovered"
 
 
+CANCELLED = "cancelled by the operator"
+"""The reason of an operation that ends, or goes back, because of this event."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelRequested:
     kind: Literal["cancel-requested"] = "cancel-requested"

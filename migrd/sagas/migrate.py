@@ -13,9 +13,9 @@ from dataclasses import replace
 from agents.protocol import Outcome
 from migrd.reconcile import Pair, SideView, Verdict, verdict
 from migrd.sagas import migrate_verdicts as verdicts
-from migrd.sagas.commands import Abort, Call, IllegalEvent, SagaCommand
-from migrd.sagas.compare import reasons_not_to_hand_over
+from migrd.sagas.commands import Abort, IllegalEvent
 from migrd.sagas.events import (
+    CANCELLED,
     Admitted,
     Answered,
     CancelRequested,
@@ -26,10 +26,9 @@ from migrd.sagas.events import (
     Resumed,
     Withdrawn,
 )
+from migrd.sagas.guest_move import PRECHECK_LOOKS, expect, reasons_prepared_apart
 from migrd.sagas.migrate_moves import (
     Result,
-    advance,
-    enter,
     follow,
     go_back,
     look,
@@ -37,7 +36,6 @@ from migrd.sagas.migrate_moves import (
     next_needed,
     park,
     retry,
-    start_back,
 )
 from migrd.sagas.migrate_state import (
     BACK,
@@ -47,9 +45,6 @@ from migrd.sagas.migrate_state import (
     MigrateState,
     Stage,
 )
-from storage.words import Side
-
-PRECHECK_LOOKS = 3
 
 
 def begin(operation: str, request: MigrateRequested) -> MigrateState:
@@ -72,7 +67,7 @@ def step(state: MigrateState, event: Event) -> Result:
 
 def _admitted(state: MigrateState, _event: Admitted) -> Result:
     if state.cancelled:
-        return replace(state, stage=Stage.UNDONE, reasons=("cancelled by the operator",)), ()
+        return replace(state, stage=Stage.UNDONE, reasons=(CANCELLED,)), ()
     return look(state, Stage.PRECHECK)
 
 
@@ -137,7 +132,7 @@ def _recovered(state: MigrateState, _event: Recovered) -> Result:
 def _prechecked(state: MigrateState, event: Looked) -> Result:
     """Nothing has been touched yet: whatever is wrong here is a refusal."""
     if state.cancelled:
-        return replace(state, stage=Stage.UNDONE, reasons=("cancelled by the operator",)), ()
+        return replace(state, stage=Stage.UNDONE, reasons=(CANCELLED,)), ()
     pair = Pair.of(event.source, event.target, event.off)
     found = verdict(pair)
     if found is Verdict.STILL_ON_SOURCE and pair.target is SideView.GONE:
@@ -176,13 +171,7 @@ def _answered(state: MigrateState, event: Answered) -> Result:
 
 def _compared(state: MigrateState) -> Result:
     """I9: the same disk on both hosts, proved, or nothing is opened."""
-    by_side = {answer.side: answer.volumes for answer in state.answers}
-    reasons = reasons_not_to_hand_over(
-        state.request.volumes,
-        by_side[Side.SOURCE],
-        by_side[Side.TARGET],
-        hosts=(state.request.source, state.request.target),
-    )
+    reasons = reasons_prepared_apart(state.request, state.answers)
     if reasons:
         return go_back(state, reasons)
     return next_needed(state, FORWARD[1:])
@@ -219,16 +208,14 @@ def _salvaged(state: MigrateState, event: Answered) -> Result:
 
 
 def _expect(state: MigrateState, event: Answered) -> None:
-    expected = state.attempts.get(state.stage, 0)
-    if event.step != state.stage or event.attempt != expected or event.side not in SIDES[state.stage]:
-        raise IllegalEvent(
-            f"{state.operation}: answer to {event.step}/{event.attempt} of {event.side} in stage "
-            f"{state.stage}/{expected}"
-        )
-    if any(answer.side is event.side for answer in state.answers):
-        raise IllegalEvent(
-            f"{state.operation}: second answer of {event.side} to {event.step}/{event.attempt}"
-        )
+    expect(
+        event,
+        operation=state.operation,
+        stage=state.stage,
+        attempt=state.attempts.get(state.stage, 0),
+        sides=SIDES[state.stage],
+        answers=state.answers,
+    )
 
 
 # -- the table ------------------------------------------------------------------------------------
@@ -277,5 +264,3 @@ def _rows() -> dict[tuple[Stage, type], Handler]:
 
 
 TABLE: Mapping[tuple[Stage, type], Handler] = _rows()
-
-__all__ = ["TABLE", "Call", "SagaCommand", "advance", "begin", "enter", "start_back", "step"]

@@ -6,19 +6,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from agents.protocol import Outcome
-from migrd.sagas.commands import Abort, Call, Follow, Look, SagaCommand
-from migrd.sagas.events import Answered
-from migrd.sagas.migrate_state import (
-    BACK,
-    FINISH,
-    FORWARD,
+from migrd.sagas.commands import Abort, Call, Follow, SagaCommand
+from migrd.sagas.events import CANCELLED, Answered
+from migrd.sagas.guest_move import (
     MAX_FAILURES,
     MAX_TRIES,
     MAX_TRIES_BOUND,
+    REFUSED_TRIES,
     STEP_DEADLINE_S,
+    backoff_s,
+    look_of,
+    remedy_of,
+    told_with_earlier,
+    trouble_of,
+)
+from migrd.sagas.migrate_state import (
+    BACK,
+    FORWARD,
     MigrateState,
     Stage,
-    backoff_s,
     command_for,
 )
 from storage.words import Side
@@ -26,7 +32,6 @@ from storage.words import Side
 Result = tuple[MigrateState, tuple[SagaCommand, ...]]
 
 MIGRATE_GRACE_S = 120.0  # beyond the migration's own deadline: the agent aborts, libvirt cleans up
-REFUSED_TRIES = 3  # a refusal when going back may pass (the other host demotes a second later)
 
 
 def enter(state: MigrateState, stage: Stage, after_s: float = 0.0) -> Result:
@@ -59,25 +64,13 @@ def enter(state: MigrateState, stage: Stage, after_s: float = 0.0) -> Result:
 def look(state: MigrateState, stage: Stage, after_s: float = 0.0) -> Result:
     """Begin a stage that observes both hosts."""
     entered = replace(state, stage=stage, looks=1, answers=())
-    return entered, (_look(entered, after_s),)
+    return entered, (look_of(entered.request, entered.looks, after_s),)
 
 
 def look_again(state: MigrateState, after_s: float) -> Result:
     """Stay, and look once more after a while. Callers bound it by `state.looks`."""
     again = replace(state, looks=state.looks + 1)
-    return again, (_look(again, after_s),)
-
-
-def _look(state: MigrateState, after_s: float) -> Look:
-    request = state.request
-    return Look(
-        guest=request.guest,
-        source=request.source,
-        target=request.target,
-        volumes=request.volumes,
-        number=state.looks,
-        after_s=after_s,
-    )
+    return again, (look_of(again.request, again.looks, after_s),)
 
 
 def follow(state: MigrateState, after_s: float) -> Result:
@@ -100,7 +93,7 @@ def follow(state: MigrateState, after_s: float) -> Result:
 def advance(state: MigrateState, stage: Stage) -> Result:
     """Enter the next stage forward, unless the operator has asked to go back and it still can."""
     if state.cancelled and not state.committed and not state.going_back:
-        return go_back(state, ("cancelled by the operator",))
+        return go_back(state, (CANCELLED,))
     return enter(state, stage)
 
 
@@ -148,18 +141,14 @@ def start_back(state: MigrateState) -> Result:
     """The pair says that the guest is on the source and nothing runs on the target: undo in order."""
     assert not state.committed, "undo after the commit point"
     if not state.going_back:
-        reasons = ("cancelled by the operator",) if state.cancelled else state.trouble
+        reasons = (CANCELLED,) if state.cancelled else state.trouble
         state = replace(state, going_back=True, reasons=reasons)
     return next_needed(replace(state, back_to=None, tries=0), BACK)
 
 
 def retry(state: MigrateState, failed: Sequence[Answered]) -> Result:
     """Some call did not end as DONE: look at both hosts, then once more, bounded; else back, or park."""
-    trouble = tuple(
-        f"{state.host(answer.side)}: {reason}"
-        for answer in failed
-        for reason in (answer.reasons or (f"{answer.step} ended: {answer.outcome}",))
-    )
+    trouble = trouble_of(failed, state.host)
     state = replace(state, tries=state.tries + 1, failures=state.failures + 1, trouble=trouble)
     forward = state.stage in FORWARD
     final = any(answer.outcome in (Outcome.REFUSED, Outcome.FAILED) for answer in failed)
@@ -183,33 +172,13 @@ def park(
     told = reasons
     if state.window_may_be_open and state.windowed:
         told = (*reasons, "a dual-primary window of this guest's volumes may still be open")
-    resume = f"migrctl op resume {state.operation}"
-    if not remedy:
-        remedy = f"{resume} once {' and '.join(waits_for)} answers again" if waits_for else resume
-    earlier = tuple(reason for reason in state.reasons if reason not in told)
     parked = replace(
         state,
         stage=Stage.PARKED,
         parked_in=state.stage,
-        reasons=(*earlier, *told) if state.going_back else told,
-        remedy=remedy,
+        reasons=told_with_earlier(state.reasons, told, going_back=state.going_back),
+        remedy=remedy or remedy_of(state.operation, waits_for),
         waits_for=waits_for,
         answers=(),
     )
     return parked, ()
-
-
-__all__ = [
-    "FINISH",
-    "Result",
-    "advance",
-    "enter",
-    "follow",
-    "go_back",
-    "look",
-    "look_again",
-    "next_needed",
-    "park",
-    "retry",
-    "start_back",
-]

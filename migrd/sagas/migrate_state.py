@@ -74,17 +74,6 @@ SIDES: Mapping[Stage, tuple[Side, ...]] = {
 }
 """The stages that call agents, and which; the others look, or wait for someone."""
 
-MAX_TRIES = 4  # of one stage, before the commit point
-MAX_TRIES_BOUND = 8  # of one stage that has to succeed: going back, or after the commit point
-MAX_FAILURES = 40  # of one operation between two resumes: whatever the interplay of stages, it ends (I20)
-STEP_DEADLINE_S = 180.0  # one storage step, its agent's own deadlines included
-MAX_BACKOFF_S = 30.0
-
-
-def backoff_s(tries: int) -> float:
-    """1, 2, 4 ... 30 seconds; 0 before the first retry is counted."""
-    return 0.0 if tries < 1 else min(MAX_BACKOFF_S, float(2 ** (tries - 1)))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrateState:

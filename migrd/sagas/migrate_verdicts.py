@@ -10,6 +10,7 @@ from migrd.reconcile import Pair, SideView, Verdict, verdict
 from migrd.sagas.commands import Abort
 from migrd.sagas.compare import open_windows, reasons_apart
 from migrd.sagas.events import Looked
+from migrd.sagas.guest_move import MAX_TRIES, MAX_TRIES_BOUND, backoff_s
 from migrd.sagas.migrate_moves import (
     Result,
     enter,
@@ -24,11 +25,8 @@ from migrd.sagas.migrate_state import (
     COMMIT_POINT,
     FINISH,
     FORWARD,
-    MAX_TRIES,
-    MAX_TRIES_BOUND,
     MigrateState,
     Stage,
-    backoff_s,
 )
 from storage.words import DrbdVolume, Health, Side
 

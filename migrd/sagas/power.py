@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from migrd.sagas.commands import CheckPowerOff, IllegalEvent, ReadPower, SagaCommand, SetPower
 from migrd.sagas.events import (
+    CANCELLED,
     CancelRequested,
     Event,
     PowerActed,
@@ -119,7 +120,7 @@ def _read_again(state: PowerState, _event: Recovered) -> Result:
 
 
 def _cancel(state: PowerState, _event: CancelRequested) -> Result:
-    return replace(state, phase=Phase.UNDONE, reasons=("cancelled by the operator",)), ()
+    return replace(state, phase=Phase.UNDONE, reasons=(CANCELLED,)), ()
 
 
 Handler = Callable[[PowerState, "Event"], Result]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from migrd.operations import OperationState
+from migrd.sagas.children import of_child, park_remedy
 from migrd.sagas.commands import (
     CancelChild,
     CheckHost,
@@ -23,6 +24,7 @@ from migrd.sagas.commands import (
     StartMove,
 )
 from migrd.sagas.events import (
+    CANCELLED,
     CancelRequested,
     ChildEnded,
     Chosen,
@@ -189,7 +191,7 @@ def _settle(state: UndrainState, commands: list[SagaCommand]) -> Result:
     if commands or any(task.task.open for task in state.guests.values()):
         return state, tuple(commands)
     if state.cancelled:
-        return replace(state, phase=Phase.UNDONE, reasons=("cancelled by the operator",)), ()
+        return replace(state, phase=Phase.UNDONE, reasons=(CANCELLED,)), ()
     left = tuple(
         f"{t.name} stays on {t.now_on}: {t.reason}"
         for t in state.guests.values()
@@ -223,7 +225,7 @@ def _chosen(state: UndrainState, event: Chosen) -> Result:
 
 
 def _child_ended(state: UndrainState, event: ChildEnded) -> Result:
-    uuid, task = _of_child(state, event.child)
+    uuid, task = of_child(state.operation, state.guests, event.child)
     resolved = task.parked and event.state is not OperationState.PARKED  # it went on by itself
     if task.task is not Back.MOVING and not resolved:
         raise IllegalEvent(f"{state.operation}: {event.child} has ended before")
@@ -250,16 +252,8 @@ def _set(state: UndrainState, uuid: str, task: BackTask) -> UndrainState:
     return replace(state, guests={**state.guests, uuid: task})
 
 
-def _of_child(state: UndrainState, child: str) -> tuple[str, BackTask]:
-    for uuid, task in state.guests.items():
-        if task.child == child:
-            return uuid, task
-    raise IllegalEvent(f"{state.operation}: {child} is not its latest child of any guest")
-
-
 def _park(state: UndrainState, reasons: tuple[str, ...]) -> Result:
-    remedy = f"migrctl op resume {state.operation}, or migrctl op cancel {state.operation}"
-    return replace(state, phase=Phase.PARKED, reasons=reasons, remedy=remedy), ()
+    return replace(state, phase=Phase.PARKED, reasons=reasons, remedy=park_remedy(state.operation)), ()
 
 
 # -- operator and daemon --------------------------------------------------------------------------
@@ -279,7 +273,7 @@ def _resumed(state: UndrainState, _event: Resumed) -> Result:
 
 
 def _parked_child_ended(state: UndrainState, event: ChildEnded) -> Result:
-    uuid, task = _of_child(state, event.child)
+    uuid, task = of_child(state.operation, state.guests, event.child)
     if event.state is OperationState.PARKED or not task.parked:
         return state, ()
     done = event.state is OperationState.DONE

@@ -32,7 +32,8 @@ from migrd.sagas.events import (
     Resumed,
     UndrainRequested,
 )
-from migrd.sagas.migrate_state import COMMIT_POINT, MAX_TRIES, MigrateState, Stage, backoff_s
+from migrd.sagas.guest_move import MAX_TRIES, backoff_s
+from migrd.sagas.migrate_state import COMMIT_POINT, MigrateState, Stage
 from migrd.slots import Caps, Slot, admit
 from storage.words import DrbdVolume, Health, Role, Side, VolumeReport
 
