@@ -74,7 +74,7 @@ class Cli:
         return await end(await self.start(*words, **environment))
 
     async def run_each(self, commands: Iterable[str | Sequence[str]]) -> list[Ended]:
-        """All of them, a few at a time, in order."""
+        """All of them, a few at a time: the results in order, what they asked for in any."""
         slots = asyncio.Semaphore(3)
 
         async def one(command: str | Sequence[str]) -> Ended:

@@ -99,7 +99,8 @@ async def test_how_it_ended_is_the_exit_code(cli: Cli, state: OperationState, co
 async def test_cold_is_asked_for_by_name_and_planned_as_such(cli: Cli) -> None:
     cli.control.add(move("op-1", "web", OperationState.DONE))
     cli.control.plan = Plan(host="h1", moves=BLOCKED.moves[:1], stops=(WEB,), estimate_s=33.0)
-    planned, ended = await cli.run_each(["migrate web --cold --dry-run", "migrate web --cold --to h2"])
+    planned = await cli.run("migrate", "web", "--cold", "--dry-run")
+    ended = await cli.run("migrate", "web", "--cold", "--to", "h2")
     assert planned.code == 0
     assert f"will be shut down, with your consent: {WEB}" in planned.out
     assert ended.code == 0
