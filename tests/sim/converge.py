@@ -83,7 +83,7 @@ def _wanted(sim: Sim) -> list[Resource]:
 
 def _quiet(sim: Sim) -> bool:
     """Nothing is in flight: what is open is parked, or waits for a parked child."""
-    if sim.controller is None:
+    if sim.controller is None or sim.world.will_stop:
         return False
     parked = {o.id for o in sim.open_operations() if o.state is OperationState.PARKED}
     return all(

@@ -151,6 +151,7 @@ class Host:
             volumes=guest.volumes,
             bridges=("br0",),
             cpu_xml='<domain type="kvm"><cpu mode="custom"/></domain>',
+            cold_blockers=(),
         )
 
     def facts(self) -> HostFacts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from agents.hypervisor.words import (
     Changes,
@@ -14,6 +15,7 @@ from agents.hypervisor.words import (
 )
 from agents.protocol import DomainState, MigrationProgress
 from storage.errors import Refused, Retryable, Unknown
+from tests.sim.cold import Act
 from tests.sim.host import CALL_S, Host
 from tests.sim.world import Domain
 
@@ -164,6 +166,46 @@ class SimHypervisor:
             self._host.world.changed(self._host.name, f"{uuid[-2:]} is undefined", uuid=uuid)
         return ""
 
+    async def move_definition(self, uuid: str, target_uri: str, target_address: str) -> None:
+        target = target_uri.removeprefix("qemu+tls://").removesuffix("/system")
+        cold = self._host.migrations.cold
+        await self._act_on_shut_off(
+            f"move {uuid[-2:]}", uuid, lambda: cold.move(uuid, self._host.name, target)
+        )
+
+    async def start(self, uuid: str) -> None:
+        cold = self._host.migrations.cold
+        await self._act_on_shut_off(f"start {uuid[-2:]}", uuid, lambda: cold.start(uuid, self._host.name))
+
+    async def _act_on_shut_off(self, what: str, uuid: str, begin: Callable[[], Act]) -> None:
+        """On a connection of its own, which may break: what comes of it is not known then."""
+        host = self._host
+        try:
+            await self._call()
+        except Retryable as error:
+            raise Unknown(f"the connection to libvirt broke: {error}") from None
+        begun: list[Act] = []
+
+        def effect() -> str:
+            domain = self._domain(uuid)  # looked at in the very thread that calls
+            if domain is None:
+                raise Refused(f"domain {uuid} is not on this host")
+            if domain.state is not DomainState.SHUTOFF:
+                raise Refused(f"domain {uuid} is {domain.state} ({domain.reason}), not shut off")
+            if host.migrations.cold.busy(host.name, uuid):
+                raise Unknown("libvirt: Timed out during operation: cannot acquire state change lock")
+            host.world.on_cold_act(what.partition(" ")[0], host.name, uuid)
+            begun.append(begin())
+            return ""
+
+        await host.act(what, effect)
+        while not begun[0].ended:
+            await asyncio.sleep(0.05)
+            if not host.machine.libvirt_up:
+                raise Unknown("the connection to libvirt broke")
+        if begun[0].error is not None:
+            raise begun[0].error
+
     async def shutdown(self, uuid: str) -> None:
         await self._call()
         domain = self._domain(uuid)
@@ -173,9 +215,13 @@ class SimHypervisor:
 
     def _shutdown(self, uuid: str) -> str:
         world = self._host.world
-        if uuid not in world.consented | world.excused:
+        if uuid not in world.consented | world.excused | world.cold.asked:
             world.trace.violate("I5", f"{world.guests[uuid].name} is shut down without consent")
         domain = self._domain(uuid)
-        if domain is not None and domain.state is DomainState.RUNNING:
+        if domain is None or domain.state is not DomainState.RUNNING:
+            return ""
+        if uuid in world.cold.asked or uuid in world.deaf:
+            world.press_power_button(self._host.name, uuid)
+        else:
             world.ask_to_stop(self._host.name, uuid)
         return ""

@@ -10,7 +10,8 @@ from typing import TypeGuard
 
 from agents.protocol import Attempt, ConnectReplicas, DisconnectReplicas
 from migrd import saga
-from migrd.saga import SagaState
+from migrd.saga import MoveState, SagaState
+from migrd.sagas.cold_state import ColdStage, ColdState
 from migrd.sagas.drain import DrainState, Phase, Task
 from migrd.sagas.events import Admitted, Answered, DrainRequested, Event, MigrateRequested
 from migrd.sagas.migrate_state import MigrateState, Stage
@@ -45,7 +46,7 @@ class Books:
 
     def works_on(self, uuid: str) -> bool:
         return any(
-            isinstance(state, MigrateState) and state.request.guest == uuid and not state.stage.ended
+            isinstance(state, MoveState) and state.request.guest == uuid and not state.stage.ended
             for state in self.states.values()
         )
 
@@ -56,14 +57,21 @@ class Books:
             for state in self.states.values()
         )
 
+    def cold_move(self, uuid: str) -> ColdState | None:
+        """The open cold move of this guest."""
+        for state in self.states.values():
+            if isinstance(state, ColdState) and state.request.guest == uuid and not state.stage.ended:
+                return state
+        return None
+
     def at_work(self) -> tuple[Counter[str], Counter[str]]:
         """Moves that hold a slot of their source, and of their target."""
         holding = [
             state.request
             for name, state in self.states.items()
-            if isinstance(state, MigrateState)
-            and not (name in self._parked or state.committed or state.stage.ended)
-            and state.stage is not Stage.PENDING
+            if isinstance(state, MoveState)
+            and not (name in self._parked or state.stage.ended or saga.pending(state))
+            and not (isinstance(state, MigrateState) and state.committed)
         ]
         return Counter(each.source for each in holding), Counter(each.target for each in holding)
 
@@ -76,6 +84,7 @@ class Invariants:
         self._books = books
         self._caps = caps
         world.check = self.check
+        world.on_cold_act = self.cold_act
 
     def journalled(self, operation: str, event: Event) -> None:
         before = self._books.states.get(operation)
@@ -93,6 +102,9 @@ class Invariants:
             self._move(operation, state, event, commits=state.committed and not committed)
             if isinstance(before, MigrateState) and _blind(before, state, event):
                 self._violate("I16", f"{operation} goes on as if its migrate attempt had ended")
+        if isinstance(state, ColdState):
+            self._slots(operation, state, event)
+            self._cold(operation, before, state, event)
         if isinstance(before, DrainState) and isinstance(state, DrainState) and state.phase is Phase.DONE:
             for uuid, task in before.guests.items():
                 if task.task is Task.STUCK and state.request.host in self._world.where(uuid):
@@ -112,7 +124,7 @@ class Invariants:
         elif isinstance(state, DrainState):
             task = state.guests.get(attempt.step.removeprefix("stop-").removeprefix("release-"))
             journalled = task.stops if task is not None else 0
-        elif isinstance(state, MigrateState):
+        elif isinstance(state, MoveState):
             journalled = {str(stage): number for stage, number in state.attempts.items()}.get(attempt.step, 0)
         else:
             journalled = attempt.attempt if state is not None else 0
@@ -125,16 +137,66 @@ class Invariants:
         guest, source, target = state.request.guest, state.request.source, state.request.target
         if commits and self._world.machines[source].has_process(guest):
             self._violate("I11", f"{operation} is past its commit point, and its QEMU is still on {source}")
-        if isinstance(event, Admitted):
-            sources, targets = self._books.at_work()
-            if sources[source] > self._caps.per_source or targets[target] > self._caps.per_target:
-                self._violate("I20", f"{operation} begins without a free slot on {source} and {target}")
+        self._slots(operation, state, event)
         if isinstance(event, MigrateRequested):
             parent = self._books.states.get(event.parent)
             if isinstance(parent, UndrainState) and (parent.request.host, guest) not in self._books.drained:
                 self._violate(
                     "I5", f"{operation} brings {event.name} to {target}, which no drain took from it"
                 )
+
+    def _slots(self, operation: str, state: MoveState, event: Event) -> None:
+        if isinstance(event, Admitted):
+            source, target = state.request.source, state.request.target
+            sources, targets = self._books.at_work()
+            if sources[source] > self._caps.per_source or targets[target] > self._caps.per_target:
+                self._violate("I20", f"{operation} begins without a free slot on {source} and {target}")
+
+    def _cold(self, operation: str, before: SagaState | None, state: ColdState, event: Event) -> None:
+        """Consent as far as the journal has it, and what a cold move believes at its end."""
+        request, cold = state.request, self._world.cold
+        source, target = (self._world.machines[name] for name in (request.source, request.target))
+        asked = state.issued(ColdStage.SHUTDOWN) and request.may_stop
+        for guests, now in (
+            (cold.down, asked and not state.stage.ended),
+            (cold.going, asked and state.open is ColdStage.SHUTDOWN),
+        ):
+            (guests.add if now else guests.discard)(request.guest)
+        if asked:
+            cold.asked.add(request.guest)
+        if isinstance(before, ColdState) and _blind_cold(before, state, event):
+            self._violate("I16", f"{operation} goes on as if {before.open} had ended")
+        if state.stage is ColdStage.DONE:
+            if source.has_process(request.guest):
+                self._violate("I11", f"{operation} is done, and its QEMU is still on {source.name}")
+            if request.guest in source.domains:
+                self._violate("I1", f"{operation} is done, and {source.name} can still start {request.name}")
+        if (
+            state.stage is ColdStage.UNDONE
+            and state.issued(ColdStage.MOVE)
+            and request.guest in target.domains
+        ):
+            self._violate("I1", f"{operation} is undone, and {target.name} can start {request.name}")
+
+    def cold_act(self, what: str, host: str, uuid: str) -> None:
+        """An agent asks its libvirt to start a guest, or to hand its definition over."""
+        world, name = self._world, self._world.guests[uuid].name
+        state = self._books.cold_move(uuid)
+        if what != "start":
+            return
+        if state is None or not state.ran:
+            self._violate("I16", f"{name} is started on {host}, and it did not run before")
+            return
+        for other in world.machines.values():
+            if other.name == host or other.name not in (state.request.source, state.request.target):
+                continue
+            if other.has_process(uuid):
+                self._violate("I11", f"{name} is started on {host}, and its QEMU is still on {other.name}")
+            if uuid in other.domains:
+                self._violate("I1", f"{name} is started on {host}, and {other.name} can start it as well")
+        for volume in world.guests[uuid].volumes:
+            if world.identity(host, volume) != world.identity(state.request.source, volume):
+                self._violate("I9", f"{name} opens another disk on {host}")
 
     def check(self, event: str) -> None:
         for uuid in self._world.guests:
@@ -222,6 +284,14 @@ def _blind(before: MigrateState, after: MigrateState, event: Event) -> bool:
     return again or not after.migrate_open
 
 
+def _blind_cold(before: ColdState, after: ColdState, event: Event) -> bool:
+    """Is a step on the guest itself given up, or made again, though nobody has told its end?"""
+    if before.open is None or (isinstance(event, Answered) and event.step == before.open and event.ended):
+        return False
+    again = after.attempts.get(before.open, 0) > before.attempts.get(before.open, 0)
+    return again or after.open is not before.open
+
+
 def leftovers(world: World) -> list[str]:
     """All that must not be left once every operation has ended and every fault is healed."""
     found = []
@@ -241,7 +311,9 @@ def leftovers(world: World) -> list[str]:
         for replica in resource.replicas.values():
             if replica.flag:
                 found.append(f"{resource.name}: two primaries are still allowed on {replica.host}")
-            if replica.role is Role.PRIMARY and not world.executes(world.machines[replica.host], owner.uuid):
+            machine = world.machines[replica.host]
+            kept = not world.auto_demote and owner.uuid in machine.domains and not world.where(owner.uuid)
+            if replica.role is Role.PRIMARY and not world.executes(machine, owner.uuid) and not kept:
                 found.append(f"{resource.name} is primary on {replica.host} without its guest")
     return found
 

@@ -12,6 +12,7 @@ from agents.hypervisor.verdicts import OPERATION_FAILED, verdict
 from agents.protocol import DomainState, MigrationProgress
 from storage.errors import OutcomeError
 from storage.words import DrbdVolume
+from tests.sim.cold import ColdActs
 from tests.sim.world import Domain, Machine, World
 
 OPERATION_ABORTED = 78
@@ -246,6 +247,7 @@ class Migrations:
     def __init__(self, world: World) -> None:
         self._world = world
         self._all: dict[str, Migration] = {}
+        self.cold = ColdActs(world)
         self.lies: set[str] = set()  # guests whose next migration succeeds and is reported as failed
         world.link_changed = self.reconsider
 
@@ -277,3 +279,4 @@ class Migrations:
     def reconsider(self) -> None:
         for migration in list(self._all.values()):
             migration.reconsider()
+        self.cold.reconsider()

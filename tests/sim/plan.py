@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from tests.sim.world import GIB
 
 HEAL_AT_S = 40.0
+COLD = 3  # seeds that leave this when divided by four have cold moves
 _KINDS = (
     *(("drbd",),) * 4,
     *(("iscsi",),) * 3,
@@ -27,6 +28,7 @@ class GuestPlan:
     peer: str = ""  # drbd
     memory_bytes: int = GIB
     wrong_on: str = ""  # a host on which the same name opens another disk (I9)
+    off: str = ""  # shut off: "rest", or "held", with its disks at hand on its host
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +59,14 @@ class Plan:
     deeds: tuple[Deed, ...]
     heal_at_s: float = HEAL_AT_S
     undrain: bool = True  # at the end, everything drained is brought back
+    auto_demote: bool = True  # of DRBD: what its last opener closes is secondary
 
     def __str__(self) -> str:
         guests = [
             f"  {g.name} {'+'.join(g.kinds)} on {g.host}"
             + (f", peer {g.peer}" if g.peer else "")
             + (f", wrong disk on {g.wrong_on}" if g.wrong_on else "")
+            + (f", shut off, disks {g.off}" if g.off else "")
             for g in self.guests
         ]
         deeds = [f"  {deed}" for deed in self.deeds]
@@ -79,7 +83,38 @@ def plan(seed: int) -> Plan:
     number = rng.choice((0, 1, 2, 2, 3, 4, 6, 8))
     faults = [deed for _ in range(number) for deed in _fault(rng, hosts, guests, work_s)]
     deeds = sorted((*commands, *faults), key=lambda deed: deed.at_s)
-    return Plan(seed=seed, hosts=hosts, guests=guests, deeds=tuple(deeds), undrain=rng.random() < 0.5)
+    made = Plan(seed=seed, hosts=hosts, guests=guests, deeds=tuple(deeds), undrain=rng.random() < 0.5)
+    return _with_cold_moves(made) if seed % 4 == COLD else made
+
+
+def _with_cold_moves(made: Plan) -> Plan:
+    """The same plan, and cold moves on top of it, from dice of their own: no other seed shifts."""
+    rng = random.Random(f"{made.seed}:cold")
+    guests = tuple(
+        replace(guest, off=rng.choice(("rest", "held")) if rng.random() < 0.2 else "")
+        for guest in made.guests
+    )
+    moves = [deed for _ in range(rng.choice((1, 2, 3))) for deed in _cold_move(rng, made.hosts, guests)]
+    work_s = [deed.at_s for deed in moves]
+    faults = [deed for _ in range(rng.choice((0, 1, 2))) for deed in _fault(rng, made.hosts, guests, work_s)]
+    deeds = sorted((*made.deeds, *moves, *faults), key=lambda deed: deed.at_s)
+    return replace(made, guests=guests, deeds=tuple(deeds), auto_demote=rng.random() < 0.5)
+
+
+def _cold_move(rng: random.Random, hosts: tuple[str, ...], guests: tuple[GuestPlan, ...]) -> list[Deed]:
+    """`migrctl migrate GUEST --cold`, and what guests, libvirt and people can do about it."""
+    guest, at_s = rng.choice(guests), rng.uniform(0.0, 12.0)
+    to = rng.choice((None, guest.peer or rng.choice(hosts), rng.choice(hosts)))
+    deeds = [Deed(at_s, "migrate", (guest.name, to), {"cold": True})]
+    if rng.random() < 0.2:
+        deeds.append(Deed(0.0, "deaf", (guest.name, rng.choice(("once", "never", "late")))))
+    if rng.random() < 0.2:
+        deeds.append(Deed(0.0, "boots_not", (guest.name, to or guest.peer or rng.choice(hosts))))
+    if rng.random() < 0.2:
+        deeds.append(Deed(rng.uniform(0.0, 3.0), "virsh_start", (guest.name,), writes=rng.randrange(5, 30)))
+    if rng.random() < 0.4:
+        deeds.append(Deed(rng.uniform(0.0, 1.0), "cancel_some", writes=rng.randrange(4, 30)))
+    return deeds
 
 
 def _guest(rng: random.Random, hosts: tuple[str, ...], number: int) -> GuestPlan:

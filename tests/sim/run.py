@@ -89,6 +89,7 @@ async def _story(sim: Sim, what: Plan) -> None:
 
 def build(sim: Sim, what: Plan) -> None:
     """The plan's machines and guests, running where they belong."""
+    sim.world.auto_demote = what.auto_demote
     for host in what.hosts:
         sim.world.add_machine(host)
     for each in what.guests:
@@ -97,6 +98,8 @@ def build(sim: Sim, what: Plan) -> None:
         )
         if each.wrong_on:
             sim.world.wrong_disk(each.wrong_on, guest)
+        if each.off:
+            sim.world.shut_off(each.name, held=each.off == "held")
 
 
 async def _later(sim: Sim, deed: Deed, dice: random.Random) -> None:

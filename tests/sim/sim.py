@@ -165,9 +165,10 @@ class Sim:
 
     # -- commands --------------------------------------------------------------------------------
 
-    async def migrate(self, guest: str, to: str | None = None) -> str:
+    async def migrate(self, guest: str, to: str | None = None, *, cold: bool = False) -> str:
         """Each command returns the operation's id, "" if the daemon was or went down. Raises Refused."""
-        return await self._ask(f"migrate {guest} {to}", lambda c: c.migrate(guest, MigrateRequest(to=to)))
+        words = f"migrate {guest} {to}{' cold' if cold else ''}"
+        return await self._ask(words, lambda c: c.migrate(guest, MigrateRequest(to=to, cold=cold)))
 
     async def drain(self, host: str, *, power_off: bool = False, allow_stop: tuple[str, ...] = ()) -> str:
         request = DrainRequest(power_off=power_off, allow_stop=allow_stop)
@@ -253,6 +254,7 @@ class Sim:
         if machine.booted and not machine.libvirt_up:
             machine.libvirt_up = True
             self.trace.note("fault", host, "libvirtd is back")
+            self.migrations.cold.reconsider()
             for listener in list(machine.listeners):
                 listener(None)
 
@@ -305,6 +307,26 @@ class Sim:
     def stops_by_itself(self, guest: str) -> None:
         self.world.stops_by_itself(guest)
 
+    def deaf(self, guest: str, how: str) -> None:
+        """What it does when asked to shut down: "once" and "never" say what it ignores; "late"."""
+        self.world.deaf[self.world.guest(guest).uuid] = how
+        self.trace.note("fault", guest, f"is deaf to its power button: {how}")
+
+    def boots_not(self, guest: str, host: str) -> None:
+        """A start of it fails on that host."""
+        self.world.boots_not.add((host, self.world.guest(guest).uuid))
+        self.trace.note("fault", guest, f"does not boot on {host}")
+
+    def virsh_start(self, guest: str) -> None:
+        """By a person, where the guest is defined, if kernel and libvirt let it be."""
+        world, uuid = self.world, self.world.guest(guest).uuid
+        homes = [machine for machine in world.machines.values() if uuid in machine.domains]
+        if len(homes) != 1 or any(machine.has_process(uuid) for machine in world.machines.values()):
+            return
+        here = homes[0]
+        if here.libvirt_up and not self.migrations.cold.busy(here.name, uuid) and world.openable(here, uuid):
+            world.start_by_hand(here.name, uuid)
+
     def suspend(self, guest: str, for_s: float) -> None:
         self.world.suspend(guest, for_s)
 
@@ -350,6 +372,7 @@ class Sim:
             self.libvirt_back(host)
             self.start_agent(host)
         self.migrations.lies.clear()
+        self.world.boots_not.clear()
         self.network.healed()
         self.daemon.unstall()
         for guest in self.world.guests.values():
@@ -373,6 +396,9 @@ class Sim:
             hosts = self.where(guest.name)
             if len(hosts) != 1 and not (self.world.may_be_down(guest.uuid) and not hosts):
                 wrong.append(f"I16: {guest.name} runs on {hosts or 'no host'}")
+            defined = self.world.defined(guest.name)
+            if guest.uuid in self.world.off and (hosts or len(defined) != 1):
+                wrong.append(f"I16: {guest.name} was shut off: it runs on {hosts}, is defined on {defined}")
         wrong += [f"I16: left over: {each}" for each in leftovers(self.world)]
         wrong += [
             f"I16: {n} attempts of {host} have no end"

@@ -22,6 +22,8 @@ GIB = 1 << 30
 EXECUTES = (DomainState.RUNNING, DomainState.BLOCKED)
 LAST_POLL_S = 1.0  # the agent looks at the replication every half second, and the look takes time
 RECONNECT_S = (0.3, 2.0)
+FOLLOWS_S = (0.2, 3.0)  # from the power button to the guest's end
+LATE_S = (20.0, 280.0)
 RESYNC_S = (1.0, 6.0)
 BOOT_S = (4.0, 12.0)
 
@@ -37,6 +39,15 @@ class Domain:
     ran: bool = False
     job: str = ""  # "out", "in"
     progress: MigrationProgress = field(default_factory=MigrationProgress)
+
+
+@dataclass
+class Cold:
+    """Guests that move cold, as the journal on disk has it: that is the operator's consent (I5)."""
+
+    asked: set[str] = field(default_factory=set)  # a shutdown of theirs was issued once
+    down: set[str] = field(default_factory=set)  # ... by a move that has not ended: they may be down
+    going: set[str] = field(default_factory=set)  # ... and its end is not known yet
 
 
 @dataclass(frozen=True)
@@ -84,11 +95,20 @@ class World:
         self.cut_links: set[frozenset[str]] = set()
         self.excused: set[str] = set()  # guests that a fault, not migrd, has stopped
         self.consented: set[str] = set()  # guests that an operator allowed to be stopped
+        self.cold = Cold()
+        self.off: set[str] = set()  # guests that are shut off, and are to stay so
+        self.deaf: dict[
+            str, str
+        ] = {}  # guests and what they do when asked to shut down: "once", "never", "late"
+        self.will_stop: set[str] = set()  # guests that were asked, and have yet to follow
+        self.boots_not: set[tuple[str, str]] = set()  # (host, guest): its start fails there
+        self.auto_demote = True  # DRBD 9: the last close demotes; False, DRBD 8.4: a primary stays one
         self.agentless: set[str] = set()  # hosts on which, at some time, nobody watched the replication (I7)
         self.restarted: set[str] = set()  # of those, the ones that somebody has started again since
         self.check: Callable[[str], None] = lambda _what: None
         self.on_power: Callable[[str, bool], None] = lambda _host, _up: None  # its OS is up / all is gone
         self.link_changed: Callable[[], None] = lambda: None
+        self.on_cold_act: Callable[[str, str, str], None] = lambda _what, _host, _uuid: None
         self.watched_since: Callable[[str], float] = lambda _host: 0.0  # how long its agent has been at work
         self._context = Context()
         self._generation = 1
@@ -140,6 +160,20 @@ class World:
             case _:
                 return IscsiQemuVolume(portal=portal, iqn=iqn, lun=0)
 
+    def shut_off(self, name: str, *, held: bool = False) -> None:
+        """The guest does not run when the story begins. `held`: its host has its disks all the same."""
+        guest = self.guest(name)
+        self.off.add(guest.uuid)
+        for machine in self.machines.values():
+            if guest.uuid in machine.domains:
+                machine.domains[guest.uuid] = Domain(DomainState.SHUTOFF, "unknown", process=False)
+            if not held:
+                machine.sessions -= {volume.name for volume in guest.volumes}
+        for volume in guest.volumes:
+            if isinstance(volume, DrbdVolume) and (self.auto_demote or not held):
+                for replica in self.resources[volume.name].replicas.values():
+                    replica.role = Role.SECONDARY
+
     def wrong_disk(self, host: str, guest: Guest) -> None:
         """On this host the names of the guest's disks open other disks (I9)."""
         for volume in guest.volumes:
@@ -157,6 +191,11 @@ class World:
         """Hosts on which the guest executes."""
         uuid = self.guest(name).uuid
         return [m.name for m in self.machines.values() if self.executes(m, uuid)]
+
+    def defined(self, name: str) -> list[str]:
+        """Hosts whose libvirt knows the guest, running or not."""
+        uuid = self.guest(name).uuid
+        return [m.name for m in self.machines.values() if uuid in m.domains]
 
     @staticmethod
     def executes(machine: Machine, uuid: str) -> bool:
@@ -241,7 +280,52 @@ class World:
 
     def may_be_down(self, uuid: str) -> bool:
         """By consent, or because a fault of the story has stopped it."""
-        return uuid in self.excused or (uuid in self.consented and uuid not in self.restarted)
+        if uuid in self.excused | self.off | self.cold.down:
+            return True
+        return uuid in self.consented and uuid not in self.restarted
+
+    def runs_again(self, uuid: str) -> None:
+        """It was started: from now on nothing of the past excuses that it is down."""
+        self.excused.discard(uuid)
+        self.off.discard(uuid)
+        self.restarted.add(uuid)
+
+    def press_power_button(self, host: str, uuid: str) -> None:
+        """ACPI as it is: to libvirt the guest just runs until it has followed, if it does.
+
+        Followed late, or asked by a request that came late, it may go down when nobody expects it any more; a
+        person starts it then, as the operation's last words say.
+        """
+        late = uuid not in self.cold.going
+        self.changed(host, f"the power button of {self.guests[uuid].name} is pressed", uuid=uuid)
+        match self.deaf.get(uuid, ""):
+            case "never":
+                return
+            case "once":
+                del self.deaf[uuid]
+            case "late" if uuid not in self.will_stop:
+                self._will_stop(host, uuid, self.between(LATE_S), late=True)
+            case _ if uuid not in self.will_stop:
+                self._will_stop(host, uuid, self.between(FOLLOWS_S), late=late)
+
+    def _will_stop(self, host: str, uuid: str, after_s: float, *, late: bool) -> None:
+        self.will_stop.add(uuid)
+        self.later(after_s, self._follows, host, uuid, late)
+
+    def _follows(self, host: str, uuid: str, late: bool) -> None:
+        self.will_stop.discard(uuid)
+        domain = self.machines[host].domains.get(uuid)
+        if domain is None or domain.state not in (DomainState.RUNNING, DomainState.PAUSED):
+            return
+        if domain.state is DomainState.PAUSED:
+            self._will_stop(host, uuid, 1.0, late=True)  # suspended, or on its way to another host
+            return
+        self.restarted.discard(uuid)
+        if late:
+            self.excused.add(uuid)
+        domain.state, domain.reason = DomainState.SHUTDOWN, "user"
+        self.changed(host, f"{self.guests[uuid].name} shuts down", uuid=uuid)
+        self.later(self.between((0.05, 1.0)), self._stopped, host, uuid)
 
     def _stopped(self, host: str, uuid: str) -> None:
         domain = self.machines[host].domains.get(uuid)
@@ -251,7 +335,7 @@ class World:
     def _closed(self, host: str, uuid: str) -> None:
         """The last opener of a DRBD device is gone: auto-promote's counterpart demotes it."""
         for volume in self.guests[uuid].volumes:
-            if isinstance(volume, DrbdVolume):
+            if isinstance(volume, DrbdVolume) and self.auto_demote:
                 self.resources[volume.name].mine(host).role = Role.SECONDARY
 
     def start_by_hand(self, host: str, uuid: str) -> None:
@@ -265,9 +349,23 @@ class World:
                 assert not refused, refused
         machine.domains[uuid] = Domain(DomainState.RUNNING, "booted", process=True, ran=True)
         self.begins_to_execute(host, uuid)
-        self.excused.discard(uuid)
-        self.restarted.add(uuid)
+        self.runs_again(uuid)
         self.changed(host, f"{self.guests[uuid].name} is started by hand", uuid=uuid)
+
+    def openable(self, machine: Machine, uuid: str) -> bool:
+        """Would a careful person start it here, with the disk work that goes before?"""
+        for volume in self.guests[uuid].volumes:
+            if (machine.name, volume.name) in self.wrong_lun or (machine.name, volume.name) in self.no_login:
+                return False
+            if isinstance(volume, DrbdVolume):
+                resource = self.resources[volume.name]
+                if machine.name not in resource.replicas or machine.name in resource.identity:
+                    return False
+                mine, peer = resource.mine(machine.name), resource.peer(machine.name)
+                free = resource.connected and peer.role is not Role.PRIMARY
+                if not mine.up or not free or not resource.current(machine.name):
+                    return False
+        return True
 
     def begins_to_execute(self, host: str, uuid: str) -> None:
         """From now on the guest writes here."""
