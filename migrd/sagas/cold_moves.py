@@ -10,6 +10,7 @@ from migrd.sagas.cold_state import (
     BACK,
     DOMAIN_STEPS,
     FORWARD,
+    MOVES,
     SIDES,
     ColdStage,
     ColdState,
@@ -116,9 +117,9 @@ def needed(state: ColdState, stage: ColdStage) -> bool:  # noqa: PLR0911, PLR091
         case ColdStage.FREE_TARGET:
             return state.issued(ColdStage.ACQUIRE) and not state.alone
         case ColdStage.REATTACH:
-            return state.down and state.issued(ColdStage.RELEASE) and bool(reattached(state))
+            return _may_have_let_go(state) and bool(reattached(state))
         case ColdStage.REACQUIRE:
-            return state.down and state.issued(ColdStage.RELEASE) and bool(state.taken)
+            return _may_have_let_go(state) and bool(state.taken)
         case ColdStage.RESTART:
             return state.down and state.ran
         case ColdStage.RELEASE_TARGET:
@@ -127,6 +128,12 @@ def needed(state: ColdState, stage: ColdStage) -> bool:  # noqa: PLR0911, PLR091
             return state.issued(ColdStage.PREPARE) and bool(state.left)
         case _:
             return True
+
+
+def _may_have_let_go(state: ColdState) -> bool:
+    """Does the source perhaps not hold what it held? DRBD may demote by itself once its last opener is gone,
+    and a host that has rebooted holds nothing."""
+    return state.down and (state.issued(ColdStage.RELEASE) or state.issued(ColdStage.SHUTDOWN))
 
 
 def next_needed(state: ColdState, order: Sequence[ColdStage]) -> Result:
@@ -171,6 +178,8 @@ def retry(state: ColdState, failed: Sequence[Answered]) -> Result:
     forward = state.stage in FORWARD and not state.going_back
     lost = any(not answer.ended for answer in failed) and state.stage in DOMAIN_STEPS
     state = replace(state, open=state.open if lost else None)
+    if state.stage in MOVES and not lost and any(a.outcome is Outcome.UNKNOWN for a in failed):
+        state = replace(state, unsettled=state.stage)
     final = any(answer.outcome in (Outcome.REFUSED, Outcome.FAILED) for answer in failed)
     limit = _limit(state, failed, forward=forward, lost=lost, final=final)
     if forward and not lost and (final or state.tries >= limit or state.failures >= MAX_FAILURES):

@@ -86,6 +86,8 @@ DOMAIN_STEPS = (
     ColdStage.RESTART,
 )
 """They change the guest itself: their end is waited for, and reality is looked at after each of them."""
+MOVES = (ColdStage.MOVE, ColdStage.RETURN)
+"""They go on in libvirt when the agent dies, and leave no trace there that could be asked for."""
 
 SIDES: Mapping[ColdStage, tuple[Side, ...]] = {
     ColdStage.PREPARE: (Side.SOURCE, Side.TARGET),
@@ -125,6 +127,7 @@ class ColdState:
     attempts: Mapping[ColdStage, int] = field(default_factory=dict)  # highest issued; grows for ever
     answers: tuple[Answered, ...] = ()  # of the present stage
     open: ColdStage | None = None  # a domain step was issued and its end is not known
+    unsettled: ColdStage | None = None  # nobody heard how this move of the definition ended: see `decide`
     back_to: ColdStage | None = None  # reconcile: the stage to try again if nothing has changed
     tries: int = 0  # of the present stage, since something succeeded
     failures: int = 0

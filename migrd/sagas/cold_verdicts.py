@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
 
-from agents.protocol import Observation
+from agents.protocol import DomainState, Observation
 from migrd.reconcile import Pair, SideView
 from migrd.sagas.cold_moves import (
     Result,
@@ -38,6 +38,8 @@ UNKNOWN_LOOKS = 8  # with back-off: about two minutes
 ALONE_LOOKS = 4  # with back-off: about seven seconds, then a guest that is down is started again at home
 CALM_LOOKS = 5  # after a shutdown was asked for and not followed: is it perhaps under way?
 CALM_LOOK_S = 2.0
+SETTLE_LOOKS = 9  # 40 s: libvirt gives a peer that is silent up after 30 s
+SETTLE_LOOK_S = 5.0
 
 
 class Found(StrEnum):
@@ -70,10 +72,15 @@ _FOUND: Mapping[tuple[SideView, SideView], Found] = {
     (SideView.GONE, SideView.GONE): Found.LOST,
 }
 
+# A move of the definition whose end nobody heard may still be under way in libvirt: swept from the target
+# meanwhile, the definition would be on no host once libvirt on the source has finished.
+_MAY_BE_MOVING = (Found.OFF_ON_SOURCE, Found.OFF_ON_BOTH, Found.OFF_ON_TARGET)
+_MOVED_TO = {ColdStage.MOVE: Found.OFF_ON_TARGET, ColdStage.RETURN: Found.OFF_ON_SOURCE}
+
 # found -> (what is wrong, what the operator can do before `op resume`)
 STUCK: Mapping[Found, tuple[str, str]] = {
     Found.PAUSED: ("the guest is paused on {source}", "virsh resume {name} on {source}"),
-    Found.TRANSIENT: ("a QEMU process is still ending", ""),
+    Found.TRANSIENT: ("a QEMU process is still starting or ending", ""),
     Found.LOST: ("the guest is defined on neither host", "find out who removed it; define it on one of them"),
     Found.BOTH: (
         "ALARM: the guest has a QEMU on {source} AND on {target}; nothing was touched (I1)",
@@ -96,6 +103,20 @@ def found(pair: Pair) -> Found:
     return _FOUND.get((pair.source, pair.target), Found.UNEXPECTED)
 
 
+def _may_be_moving(state: ColdState, what: Found) -> bool:
+    return state.unsettled is not None and what in _MAY_BE_MOVING and what is not _MOVED_TO[state.unsettled]
+
+
+def _found(pair: Pair, event: Looked) -> Found:
+    """A QEMU that libvirt has not got to run yet is neither: it may still fail, and is gone then."""
+    starting = any(
+        seen is not None and seen.state is DomainState.PAUSED and seen.reason == "starting up"
+        for seen in (event.source, event.target)
+    )
+    what = found(pair)
+    return Found.TRANSIENT if starting and what in (Found.PAUSED, Found.RUNS_ON_TARGET) else what
+
+
 def decide(state: ColdState, event: Looked) -> Result:  # noqa: PLR0911 - a table
     """The reconcile stage."""
     seen = Pair.of(event.source, event.target)
@@ -103,7 +124,11 @@ def decide(state: ColdState, event: Looked) -> Result:  # noqa: PLR0911 - a tabl
         return follow(state, backoff_s(state.tries))
     pair = _widened(state, seen)
     state = replace(state, alone=pair.target is not seen.target)
-    what = found(pair)
+    what = _found(pair, event)
+    if _may_be_moving(state, what) and state.looks < SETTLE_LOOKS:
+        return look_again(state, SETTLE_LOOK_S)
+    if what is not Found.UNKNOWN:
+        state = replace(state, unsettled=None)
     match what:
         case Found.UNKNOWN:
             return _unknown(state, event, seen)
@@ -261,7 +286,7 @@ def verify_back(state: ColdState, event: Looked) -> Result:  # noqa: PLR0911 - o
     """Back: the guest is on the source as before, and nothing of it on the target."""
     seen = Pair.of(event.source, event.target)
     pair = _widened(state, seen)
-    what = found(pair)
+    what = _found(pair, event)
     if what is Found.RUNS_ON_SOURCE and pair.target is SideView.GONE:
         asked = state.issued(ColdStage.SHUTDOWN) and not state.issued(ColdStage.RESTART)
         if asked and state.looks < CALM_LOOKS:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from migrd.operations import Operation, OperationState
 from storage.errors import Refused
+from storage.words import IscsiQemuVolume
 from tests.core.vloop import VirtualLoop
 from tests.sim.converge import converge
 from tests.sim.quiet import quiet
@@ -23,6 +24,7 @@ LATE_RESTART_S = 45.0
 ENDS_WITHIN_S = 1200.0
 Build = Callable[[Sim], None]
 Act = Callable[[Sim], Awaitable[str]]
+Places = tuple[tuple[str, tuple[str, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +53,12 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """`places`: where every guest runs; `powered`: hosts with power; `state`: of the operation."""
+    """`places`: where every guest runs; `homes`: where it is defined, and who has its disks; `powered`: hosts
+    with power; `state`: of the operation."""
 
     state: OperationState
-    places: tuple[tuple[str, tuple[str, ...]], ...]
+    places: Places
+    homes: Places
     powered: tuple[str, ...]
     writes: int
     effects: tuple[tuple[str, int], ...]
@@ -71,11 +75,11 @@ async def _play(story: Story, kill: Kill | None) -> End:
     async with Sim(seed=1) as sim:
         story.build(sim)
         await sim.start()
-        before_places = _places(sim)
+        before_places = _places(sim), _homes(sim)
         if story.before is not None:
             await _finish(sim, story.before)
             await sim.pass_time(20.0)  # roles and reports settle
-            before_places = _places(sim)
+            before_places = _places(sim), _homes(sim)
         writes = sim.writes
         effects = {host: agent.effects.number for host, agent in sim.agents.items()}
         if kill is not None:
@@ -88,20 +92,31 @@ async def _play(story: Story, kill: Kill | None) -> End:
         sim.check_end()
         found = sim.operation(operation)
         assert found is not None
-        if found.state is OperationState.UNDONE and _places(sim) != before_places:
-            sim.trace.violate("I16", f"{operation} is undone, and the guests are at {_places(sim)}")
+        after_places = _places(sim), _homes(sim)
+        if found.state is OperationState.UNDONE and after_places != before_places:
+            sim.trace.violate("I16", f"{operation} is undone, and the guests are at {after_places}")
             sim.check()
         return End(
             state=found.state,
             places=_places(sim),
+            homes=_homes(sim),
             powered=tuple(sorted(m.name for m in sim.world.machines.values() if m.powered)),
             writes=sim.writes - writes,
             effects=tuple((host, agent.effects.number - effects[host]) for host, agent in sim.agents.items()),
         )
 
 
-def _places(sim: Sim) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def _places(sim: Sim) -> Places:
     return tuple((g.name, tuple(sim.where(g.name))) for g in sim.world.guests.values())
+
+
+def _homes(sim: Sim) -> Places:
+    world = sim.world
+    disks = [v for guest in world.guests.values() for v in guest.volumes if not isinstance(v, IscsiQemuVolume)]
+    return (
+        *((g.name, tuple(world.defined(g.name))) for g in world.guests.values()),
+        *((v.name, tuple(host for host in world.machines if world.holds(host, v))) for v in disks),
+    )
 
 
 def _arm(sim: Sim, kill: Kill, writes: int, effects: dict[str, int]) -> None:
@@ -156,7 +171,7 @@ def same(story: Story, end: End, undisturbed: End) -> bool:
         there = [[story.drained in hosts for _, hosts in each.places] for each in (end, undisturbed)]
         moved = there[0] == there[1]
     else:
-        moved = end.places == undisturbed.places
+        moved = (end.places, end.homes) == (undisturbed.places, undisturbed.homes)
     return moved and end.state is undisturbed.state and end.powered == undisturbed.powered
 
 

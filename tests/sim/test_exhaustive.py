@@ -25,6 +25,46 @@ def both(sim: Sim) -> None:
     sim.world.add_iscsi("web", "h1")
 
 
+def iscsi_qemu(sim: Sim) -> None:
+    _machines(sim)
+    sim.world.add_iscsi_qemu("g", "h1")
+
+
+def drbd_that_stays_primary(sim: Sim) -> None:
+    sim.world.auto_demote = False
+    drbd(sim)
+
+
+def drbd_off(sim: Sim) -> None:
+    drbd(sim)
+    sim.world.shut_off("g")
+
+
+def iscsi_off(sim: Sim) -> None:
+    iscsi(sim)
+    sim.world.shut_off("g")
+
+
+def iscsi_held(sim: Sim) -> None:
+    iscsi(sim)
+    sim.world.shut_off("g", held=True)
+
+
+def iscsi_qemu_off(sim: Sim) -> None:
+    iscsi_qemu(sim)
+    sim.world.shut_off("g")
+
+
+def drbd_boots_not(sim: Sim) -> None:
+    drbd(sim)
+    sim.boots_not("g", "h2")
+
+
+def iscsi_boots_not(sim: Sim) -> None:
+    iscsi(sim)
+    sim.boots_not("g", "h2")
+
+
 def _machines(sim: Sim) -> None:
     for name in ("h1", "h2", "h3"):
         sim.world.add_machine(name)
@@ -32,6 +72,10 @@ def _machines(sim: Sim) -> None:
 
 async def migrate(sim: Sim) -> str:
     return await sim.migrate("g", "h2")
+
+
+async def move_cold(sim: Sim) -> str:
+    return await sim.migrate("g", "h2", cold=True)
 
 
 async def drain(sim: Sim) -> str:
@@ -50,6 +94,14 @@ STORIES = (
     Story("drain-both", both, drain, drained="h1"),
     Story("undrain-drbd", drbd, undrain, before=drain),
     Story("undrain-iscsi", iscsi, undrain, before=drain),
+    Story("cold-drbd", drbd, move_cold, may_be_undone=True),
+    Story("cold-drbd-that-stays-primary", drbd_that_stays_primary, move_cold, may_be_undone=True),
+    Story("cold-iscsi", iscsi, move_cold, may_be_undone=True),
+    Story("cold-iscsi-qemu", iscsi_qemu, move_cold, may_be_undone=True),
+    Story("cold-off-drbd", drbd_off, move_cold, may_be_undone=True),
+    Story("cold-off-iscsi", iscsi_off, move_cold, may_be_undone=True),
+    Story("cold-off-iscsi-held", iscsi_held, move_cold, may_be_undone=True),
+    Story("cold-off-iscsi-qemu", iscsi_qemu_off, move_cold, may_be_undone=True),
 )
 
 
