@@ -125,7 +125,7 @@ def needed(state: ColdState, stage: ColdStage) -> bool:  # noqa: PLR0911, PLR091
         case ColdStage.RELEASE_TARGET:
             return state.issued(ColdStage.PREPARE) and (state.alone or not state.issued(ColdStage.ACQUIRE))
         case ColdStage.LEAVE_SOURCE:
-            return state.issued(ColdStage.PREPARE) and bool(state.left)
+            return state.down and state.issued(ColdStage.PREPARE) and bool(state.left)
         case _:
             return True
 
@@ -133,7 +133,7 @@ def needed(state: ColdState, stage: ColdStage) -> bool:  # noqa: PLR0911, PLR091
 def _may_have_let_go(state: ColdState) -> bool:
     """Does the source perhaps not hold what it held? DRBD may demote by itself once its last opener is gone,
     and a host that has rebooted holds nothing."""
-    return state.down and (state.issued(ColdStage.RELEASE) or state.issued(ColdStage.SHUTDOWN))
+    return state.down and (state.ran or state.issued(ColdStage.RELEASE))
 
 
 def next_needed(state: ColdState, order: Sequence[ColdStage]) -> Result:

@@ -216,8 +216,11 @@ def _off_on_target(state: ColdState, event: Looked) -> Result:
 
 
 def _further_back(state: ColdState) -> Result:
-    """The stage that was tried, if it is still of use; else from the first one: each looks before it acts."""
-    again = state.back_to
+    """The stage that was tried, if it is still of use; else from the first one: each looks before it acts.
+
+    A start that failed may have taken the disks along: its QEMU was their last opener.
+    """
+    again = ColdStage.REATTACH if state.back_to is ColdStage.RESTART else state.back_to
     order = BACK[BACK.index(again) :] if again in BACK else BACK
     return next_needed(replace(state, back_to=None), order)
 

@@ -209,6 +209,83 @@ def test_a_definition_on_both_hosts_is_swept_from_the_target_before_a_start_at_h
     assert order == ["sweep", "free-target", "reattach", "reacquire", "restart"]
 
 
+BOTH = (DomainState.SHUTOFF, DomainState.SHUTOFF)
+AT_HOME = (DomainState.SHUTOFF, DomainState.ABSENT)
+AWAY = (DomainState.ABSENT, DomainState.SHUTOFF)
+
+
+@pytest.mark.parametrize(
+    ("step", "side", "passing", "settled"),
+    [
+        (ColdStage.MOVE, Side.SOURCE, (BOTH, AT_HOME), AWAY),
+        (ColdStage.RETURN, Side.TARGET, (BOTH, AWAY), AT_HOME),
+    ],
+)
+def test_a_move_of_the_definition_whose_end_nobody_heard_is_given_time(
+    step: ColdStage, side: Side, passing: tuple[tuple[DomainState, DomainState], ...], settled: object
+) -> None:
+    """libvirt goes on with it when the agent dies: swept meanwhile, the definition would be on no host."""
+    open_ = at(step, open=step, attempts={ColdStage.MOVE: 1, step: 1}, cancelled=True, going_back=True)
+    unheard = Answered(side=side, step=step, attempt=1, outcome=Outcome.UNKNOWN, ended=True)
+    for pair in passing:
+        state, commands = cold.step(open_, unheard)
+        waited_s = 0.0
+        while isinstance(commands[0], Look):
+            waited_s += commands[0].after_s
+            state, commands = cold.step(state, looked(*pair, number=commands[0].number))
+        assert waited_s > 35.0, "longer than libvirt waits for a peer that is silent"
+    state, _ = cold.step(open_, unheard)
+    _, commands = cold.step(state, looked(*settled))  # type: ignore[misc]
+    assert isinstance(commands[0], Call), "what has ended as it should needs no time"
+
+
+def test_a_guest_that_is_not_up_yet_on_the_target_has_not_been_started_there() -> None:
+    """Its agent died over the start: libvirt shows a paused QEMU, which may still fail."""
+    state = at(ColdStage.RECONCILE, reached=ColdStage.MOVE, attempts={ColdStage.MOVE: 1, ColdStage.START: 1})
+    coming = replace(seen(DomainState.PAUSED), reason="starting up")
+    waiting, commands = cold.step(state, Looked(source=seen(DomainState.ABSENT), target=coming))
+    assert waiting.stage is ColdStage.RECONCILE
+    assert [type(command) for command in commands] == [Look]
+    failed, commands = cold.step(waiting, looked(DomainState.ABSENT, DomainState.SHUTOFF, number=2))
+    assert failed.stage is ColdStage.START
+
+
+@pytest.mark.parametrize("attempts", [{}, {ColdStage.SHUTDOWN: 1}, {ColdStage.RELEASE: 1}])
+def test_a_guest_that_is_down_gets_its_disks_back_before_its_start_at_home(
+    attempts: dict[ColdStage, int],
+) -> None:
+    """Whoever stopped it: a host that has rebooted has no session, and DRBD may have demoted by itself."""
+    state = at(ColdStage.RECONCILE, going_back=True, attempts={ColdStage.PREPARE: 1, **attempts})
+    for _ in range(2):  # a start that fails may have taken them along: from the first one again
+        order = []
+        state, _ = cold.step(state, looked(DomainState.SHUTOFF, DomainState.ABSENT))
+        while state.stage is not ColdStage.RESTART:
+            order.append(str(state.stage))
+            number = state.attempts[state.stage]
+            state, _ = cold.step(
+                state, Answered(side=Side.SOURCE, step=state.stage, attempt=number, outcome=Outcome.DONE)
+            )
+        assert order == ["reattach", "reacquire"]
+        number = state.attempts[ColdStage.RESTART]
+        no = Answered(side=Side.SOURCE, step="restart", attempt=number, outcome=Outcome.RETRYABLE)
+        state, _ = cold.step(state, no)
+
+
+def test_the_source_keeps_the_disks_of_a_guest_that_somebody_started_there() -> None:
+    """It was shut off, its disks at rest; a release while it runs is refused for ever."""
+    attempts = {stage: 1 for stage in ColdStage if stage in ("prepare", "release", "leave", "acquire")}
+    state = replace(at(ColdStage.RECONCILE, going_back=True, attempts=attempts), ran=False, down=True)
+    stages = []
+    state, _ = cold.step(state, looked(DomainState.RUNNING, DomainState.ABSENT))
+    while state.stage is not ColdStage.VERIFY_BACK:
+        stages.append(str(state.stage))
+        number = state.attempts[state.stage]
+        state, _ = cold.step(
+            state, Answered(side=Side.TARGET, step=state.stage, attempt=number, outcome=Outcome.DONE)
+        )
+    assert stages == ["free-target"]
+
+
 def test_a_cancel_is_followed_at_the_end_of_the_very_step() -> None:
     """It does not take another step forward first."""
     state = at(ColdStage.RELEASE, cancelled=True, attempts={ColdStage.RELEASE: 1}, down=True)

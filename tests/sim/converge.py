@@ -20,9 +20,10 @@ from tests.sim.world import Guest
 
 ROUNDS = 10
 RESUMES = 4  # rounds in which parked operations are resumed; cancelled from then on
-QUIET_AT_MOST_S = 900.0  # back-offs, lost contact and twice UNKNOWN_LOOKS
+QUIET_AT_MOST_S = 2000.0  # an undrain waits half an hour for a replica, whose host may be off
 LOOK_AT_DISKS_S = 30.0
 BETWEEN_ROUNDS_S = 12.0  # an operator looks again once what he sees is fresh
+SETTLES_IN_S = 120.0  # a request to shut down that came late is waited for by its agent, to its deadline
 READY_AT_MOST_S = 90.0
 
 
@@ -45,7 +46,7 @@ async def converge(sim: Sim) -> None:
         for each in _roots(parked):
             await _wish(sim, each, cancel=number >= RESUMES)
         await sim.pass_time(BETWEEN_ROUNDS_S)
-    await sim.until(lambda: _settled(sim), at_most_s=30.0)
+    await sim.until(lambda: _settled(sim), at_most_s=SETTLES_IN_S)
 
 
 def _stopping(sim: Sim) -> bool:

@@ -36,6 +36,7 @@ class Story:
     act: Act
     before: Act | None = None  # an operation that has to end first
     may_be_undone: bool = False
+    comes_home: bool = False  # undone, also if nobody is killed
     drained: str = ""  # a host that must be left; where to is free
 
 
@@ -112,7 +113,9 @@ def _places(sim: Sim) -> Places:
 
 def _homes(sim: Sim) -> Places:
     world = sim.world
-    disks = [v for guest in world.guests.values() for v in guest.volumes if not isinstance(v, IscsiQemuVolume)]
+    disks = [
+        v for guest in world.guests.values() for v in guest.volumes if not isinstance(v, IscsiQemuVolume)
+    ]
     return (
         *((g.name, tuple(world.defined(g.name))) for g in world.guests.values()),
         *((v.name, tuple(host for host in world.machines if world.holds(host, v))) for v in disks),
