@@ -123,7 +123,9 @@ def needed(state: ColdState, stage: ColdStage) -> bool:  # noqa: PLR0911, PLR091
         case ColdStage.RESTART:
             return state.down and state.ran
         case ColdStage.RELEASE_TARGET:
-            return state.issued(ColdStage.PREPARE) and (state.alone or not state.issued(ColdStage.ACQUIRE))
+            return state.issued(
+                ColdStage.PREPARE
+            )  # once more: it may have been silent when it was to be freed
         case ColdStage.LEAVE_SOURCE:
             return state.down and state.issued(ColdStage.PREPARE) and bool(state.left)
         case _:

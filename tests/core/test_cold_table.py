@@ -283,7 +283,7 @@ def test_the_source_keeps_the_disks_of_a_guest_that_somebody_started_there() -> 
         state, _ = cold.step(
             state, Answered(side=Side.TARGET, step=state.stage, attempt=number, outcome=Outcome.DONE)
         )
-    assert stages == ["free-target"]
+    assert stages == ["free-target", "release-target"]
 
 
 def test_a_cancel_is_followed_at_the_end_of_the_very_step() -> None:

@@ -115,6 +115,12 @@ async def _wish(sim: Sim, operation: Operation, *, cancel: bool) -> None:
     found = sim.operation(operation.id)
     if found is None or found.state is not OperationState.PARKED:
         return
+    for host in sorted(sim.bmcs.off_by_migrd):
+        if (
+            f"{host} answers again" in found.remedy
+        ):  # a cold move from it began when its power was about to go
+            with contextlib.suppress(Refused):
+                await sim.undrain(host)
     with contextlib.suppress(Refused):  # it went on by itself meanwhile
         await (sim.cancel(operation.id) if cancel else sim.resume(operation.id))
 

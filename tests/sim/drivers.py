@@ -224,6 +224,7 @@ class SimIscsi:
         return ()
 
     async def release(self, volume: Volume, handover: Handover) -> None:
+        self._host.world.lets_go(self._host.name, volume)
         await self._host.pause(CALL_S)
         if volume.name not in self._host.machine.sessions:
             return

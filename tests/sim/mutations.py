@@ -111,6 +111,7 @@ def _one(name: str, invariant: str, file: str, old: str, new: str, *, first: int
 
 _MOVES = "migrd/sagas/migrate_moves.py"
 _DRAIN = "migrd/sagas/drain.py"
+_COLD = "migrd/sagas/cold_verdicts.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
     _one("a stale epoch is obeyed", "I4", "agents/ledger.py", "if epoch < highest:", "if epoch < 0:"),
@@ -333,6 +334,57 @@ MUTATIONS: tuple[Mutation, ...] = (
                 new="        if poll_s:\n            await",
             ),
         ),
+    ),
+    _one(
+        "cold: started on the target while the source can start it as well",
+        "I1 I2",
+        _COLD,
+        "    return enter(state, ColdStage.MOVE, backoff_s(state.tries))\n",
+        "    return enter(state, ColdStage.START, backoff_s(state.tries))\n",
+    ),
+    _one(
+        "cold: the source's silence is its word",
+        "I2",
+        _COLD,
+        "    if state.moved and not state.going_back and seen.source is SideView.UNKNOWN:",
+        "    if not state.going_back and seen.source is SideView.UNKNOWN:",
+    ),
+    _one(
+        "cold: a move of the definition whose end nobody heard has ended",
+        "I16",
+        _COLD,
+        "    if _may_be_moving(state, what) and state.looks < SETTLE_LOOKS:",
+        "    if False:",
+    ),
+    _one(
+        "cold: a cancel undoes after the commit point",
+        "I5 I15",
+        _COLD,
+        "        case Found.RUNS_ON_TARGET if state.issued(ColdStage.MOVE):\n",
+        "        case Found.RUNS_ON_TARGET if state.cancelled:\n"
+        "            return enter(replace(state, going_back=True), ColdStage.RETURN)\n"
+        "        case Found.RUNS_ON_TARGET if state.issued(ColdStage.MOVE):\n",
+    ),
+    _one(
+        "cold: a guest is started at home without its disks",
+        "I15",
+        "migrd/sagas/cold_moves.py",
+        "    return state.down and (state.ran or state.issued(ColdStage.RELEASE))",
+        "    return state.down and state.issued(ColdStage.RELEASE)",
+    ),
+    _one(
+        "cold: a QEMU that is not up yet runs",
+        "I5",
+        _COLD,
+        "    return Found.TRANSIENT if starting and",
+        "    return Found.TRANSIENT if False and",
+    ),
+    _one(
+        "cold: a step on the guest is forgotten over a restart",
+        "I16",
+        "migrd/sagas/cold.py",
+        "    return replace(state, tries=0, failures=0, looks=0, answers=())",
+        "    return replace(state, tries=0, failures=0, looks=0, answers=(), open=None)",
     ),
 )
 

@@ -114,6 +114,15 @@ def _cold_move(rng: random.Random, hosts: tuple[str, ...], guests: tuple[GuestPl
         deeds.append(Deed(rng.uniform(0.0, 3.0), "virsh_start", (guest.name,), writes=rng.randrange(5, 30)))
     if rng.random() < 0.4:
         deeds.append(Deed(rng.uniform(0.0, 1.0), "cancel_some", writes=rng.randrange(4, 30)))
+    if rng.random() < 0.5:  # while the definition is on its way, if it is the first one
+        end = rng.choice((guest.host, to or guest.peer or rng.choice(hosts)))
+        at_write, moment_s = rng.randrange(6, 13), rng.uniform(0.0, 0.8)
+        if rng.random() < 0.5:
+            deeds.append(Deed(moment_s, "libvirt_down", (end, rng.uniform(0.2, 8.0)), writes=at_write))
+        else:
+            deeds.append(Deed(moment_s, "kill_agent", (end,), writes=at_write))
+            back_s = moment_s + rng.choice((0.3, 2.0, 12.0))
+            deeds.append(Deed(back_s, "start_agent", (end,), writes=at_write))
     return deeds
 
 

@@ -24,6 +24,7 @@ LAST_POLL_S = 1.0  # the agent looks at the replication every half second, and t
 RECONNECT_S = (0.3, 2.0)
 FOLLOWS_S = (0.2, 3.0)  # from the power button to the guest's end
 LATE_S = (20.0, 280.0)
+LETS_GO_S = 0.5  # from the look for openers to the logout, at most
 RESYNC_S = (1.0, 6.0)
 BOOT_S = (4.0, 12.0)
 
@@ -101,6 +102,7 @@ class World:
             str, str
         ] = {}  # guests and what they do when asked to shut down: "once", "never", "late"
         self.will_stop: set[str] = set()  # guests that were asked, and have yet to follow
+        self._letting_go: dict[tuple[str, str], float] = {}  # (host, volume): since when
         self.boots_not: set[tuple[str, str]] = set()  # (host, guest): its start fails there
         self.auto_demote = True  # DRBD 9: the last close demotes; False, DRBD 8.4: a primary stays one
         self.agentless: set[str] = set()  # hosts on which, at some time, nobody watched the replication (I7)
@@ -352,10 +354,17 @@ class World:
         self.runs_again(uuid)
         self.changed(host, f"{self.guests[uuid].name} is started by hand", uuid=uuid)
 
+    def lets_go(self, host: str, volume: AnyVolume) -> None:
+        """A logout begins with a look. Who opens the disk after it loses it: the kernel holds no LUN."""
+        self._letting_go[host, volume.name] = self.loop.time()
+
     def openable(self, machine: Machine, uuid: str) -> bool:
         """Would a careful person start it here, with the disk work that goes before?"""
         for volume in self.guests[uuid].volumes:
-            if (machine.name, volume.name) in self.wrong_lun or (machine.name, volume.name) in self.no_login:
+            here = (machine.name, volume.name)
+            if here in self.wrong_lun or here in self.no_login:
+                return False
+            if self.loop.time() - self._letting_go.get(here, -LETS_GO_S) < LETS_GO_S:
                 return False
             if isinstance(volume, DrbdVolume):
                 resource = self.resources[volume.name]
