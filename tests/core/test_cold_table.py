@@ -286,6 +286,18 @@ def test_the_source_keeps_the_disks_of_a_guest_that_somebody_started_there() -> 
     assert stages == ["free-target", "release-target"]
 
 
+def test_a_target_that_was_silent_when_it_was_to_be_freed_is_freed_when_it_answers_again() -> None:
+    """The way back went on without it: what it acquired would stay there for ever."""
+    attempts = {
+        stage: 1 for stage in ColdStage if stage in ("prepare", "release", "acquire", "release-target")
+    }
+    tried = at(ColdStage.RECONCILE, going_back=True, alone=True, attempts=attempts)
+    state, _ = cold.step(
+        replace(tried, back_to=ColdStage.RELEASE_TARGET), looked(DomainState.RUNNING, DomainState.ABSENT)
+    )
+    assert (state.stage, state.alone) == (ColdStage.RELEASE_TARGET, False)
+
+
 def test_a_cancel_is_followed_at_the_end_of_the_very_step() -> None:
     """It does not take another step forward first."""
     state = at(ColdStage.RELEASE, cancelled=True, attempts={ColdStage.RELEASE: 1}, down=True)

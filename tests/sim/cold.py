@@ -17,7 +17,6 @@ INTERNAL_ERROR = 1
 TALK_S = (0.02, 0.25)  # one question and its answer between two libvirtds
 SLOW_TALK_S = (1.0, 25.0)  # ... over a network that loses most of it, or a libvirtd that has much to do
 SLOW = 0.1  # share of these
-BOOT_S = (0.1, 1.0)
 STARTING = "starting up"
 
 
@@ -125,7 +124,7 @@ class Start(Act):
                 return
         domain.state, domain.reason, domain.process = DomainState.PAUSED, STARTING, True
         self.world.changed(self.host, f"QEMU of {self.name} comes up", uuid=self.uuid)
-        self.world.later(self.world.between(BOOT_S), self._booted)
+        self.world.later(self.world.between(self.world.boot_s), self._booted)
 
     def _booted(self) -> None:
         if self.ended or not self._here.libvirt_up:

@@ -348,13 +348,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         _COLD,
         "    if state.moved and not state.going_back and seen.source is SideView.UNKNOWN:",
         "    if not state.going_back and seen.source is SideView.UNKNOWN:",
-    ),
-    _one(
-        "cold: a move of the definition whose end nobody heard has ended",
-        "I16",
-        _COLD,
-        "    if _may_be_moving(state, what) and state.looks < SETTLE_LOOKS:",
-        "    if False:",
+        first=200,
     ),
     _one(
         "cold: a cancel undoes after the commit point",
@@ -371,13 +365,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "migrd/sagas/cold_moves.py",
         "    return state.down and (state.ran or state.issued(ColdStage.RELEASE))",
         "    return state.down and state.issued(ColdStage.RELEASE)",
-    ),
-    _one(
-        "cold: a QEMU that is not up yet runs",
-        "I5",
-        _COLD,
-        "    return Found.TRANSIENT if starting and",
-        "    return Found.TRANSIENT if False and",
+        first=220,
     ),
     _one(
         "cold: a step on the guest is forgotten over a restart",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
@@ -21,6 +22,14 @@ def tell(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
 def state(sim: Sim, operation: str) -> str:
     found = sim.operation(operation)
     return "" if found is None else str(found.state)
+
+
+async def told(sim: Sim, words: str) -> None:
+    """Wait for an event, and be there at once: `until` looks four times a second."""
+    found = False
+    while not found:
+        await asyncio.sleep(0.01)
+        found = any(words in f"{each.subject} {each.text}" for each in sim.trace.log)
 
 
 def three(sim: Sim) -> None:
@@ -117,3 +126,81 @@ def test_i15_a_guest_that_shuts_down_while_it_is_copied_leaves_nothing_on_the_ta
     for seed in range(20):
         tell(partial(story, seed))
     assert swept
+
+
+def test_i16_a_move_of_the_definition_that_libvirt_still_carries_out_is_not_swept() -> None:
+    """Seed 100495: its agent died, the target was swept, and libvirt went on to remove the other one."""
+    both: list[int] = []
+
+    async def story(seed: int) -> None:
+        async with Sim(seed=seed) as sim:
+            three(sim)
+            sim.world.add_iscsi_qemu("g", "h1")
+            await sim.start()
+            operation = await sim.migrate("g", "h2", cold=True)
+            await sim.until(lambda: any("offline migration" in each.text for each in sim.trace.log))
+            sim.kill_agent("h1")
+            sim.at(0.5, sim.start_agent, "h1")
+            await sim.cancel(operation)
+            await sim.pass_time(4.0)
+            if len(sim.world.defined("g")) == 2:
+                both.append(seed)
+            await sim.until(lambda: not sim.open_operations(), at_most_s=300)
+            assert sim.world.defined("g") == sim.where("g") == ["h1"]
+            await converge(sim)
+            sim.check_end()
+
+    for seed in range(30):
+        tell(partial(story, seed))
+    assert both
+
+
+def test_i5_a_guest_that_is_not_up_yet_when_its_agent_dies_is_brought_home_if_it_fails() -> None:
+    """libvirt shows a paused QEMU until then; taken for the guest, the move was done and the guest down."""
+
+    async def story(seed: int) -> None:
+        async with Sim(seed=seed) as sim:
+            three(sim)
+            sim.world.add_iscsi("g", "h1")
+            sim.boots_not("g", "h2")
+            sim.world.boot_s = (3.0, 12.0)
+            await sim.start()
+            operation = await sim.migrate("g", "h2", cold=True)
+            await told(sim, "h2 QEMU of g comes up")
+            sim.kill_agent("h2")
+            sim.start_agent("h2")
+            await sim.until(lambda: not sim.open_operations(), at_most_s=300)
+            assert state(sim, operation) == "undone"
+            assert sim.where("g") == ["h1"]
+            await converge(sim)
+            sim.check_end()
+
+    for seed in range(30):
+        tell(partial(story, seed))
+
+
+def test_i5_a_guest_that_ignores_its_power_button_keeps_running_and_one_that_follows_late_runs_again() -> (
+    None
+):
+    """It is asked twice, and never destroyed."""
+
+    async def story(how: str, seed: int) -> None:
+        async with Sim(seed=seed) as sim:
+            three(sim)
+            sim.world.add_drbd("g", "h1", "h2")
+            sim.deaf("g", how)
+            await sim.start()
+            operation = await sim.migrate("g", "h2", cold=True)
+            await sim.until(lambda: not sim.open_operations(), at_most_s=400)
+            if how == "never":
+                assert (state(sim, operation), sim.where("g")) == ("undone", ["h1"])
+            if how == "once":
+                assert (state(sim, operation), sim.where("g")) == ("done", ["h2"])
+            presses = [each for each in sim.trace.log if "power button of g is pressed" in each.text]
+            assert len(presses) <= 2
+            await converge(sim)
+            sim.check_end()
+
+    for seed in range(3):
+        for how in ("once", "never", "late"):
+            tell(partial(story, how, seed))

@@ -24,6 +24,7 @@ LAST_POLL_S = 1.0  # the agent looks at the replication every half second, and t
 RECONNECT_S = (0.3, 2.0)
 FOLLOWS_S = (0.2, 3.0)  # from the power button to the guest's end
 LATE_S = (20.0, 280.0)
+BOOT_GUEST_S = (0.1, 1.0)  # until QEMU executes it
 LETS_GO_S = 0.5  # from the look for openers to the logout, at most
 RESYNC_S = (1.0, 6.0)
 BOOT_S = (4.0, 12.0)
@@ -101,6 +102,7 @@ class World:
         self.deaf: dict[
             str, str
         ] = {}  # guests and what they do when asked to shut down: "once", "never", "late"
+        self.boot_s = BOOT_GUEST_S
         self.will_stop: set[str] = set()  # guests that were asked, and have yet to follow
         self._letting_go: dict[tuple[str, str], float] = {}  # (host, volume): since when
         self.boots_not: set[tuple[str, str]] = set()  # (host, guest): its start fails there
