@@ -20,7 +20,8 @@ from tests.sim.world import Guest
 
 ROUNDS = 10
 RESUMES = 4  # rounds in which parked operations are resumed; cancelled from then on
-QUIET_AT_MOST_S = 2000.0  # an undrain waits half an hour for a replica, whose host may be off
+QUIET_AT_MOST_S = 2000.0  # back-offs, lost contact, twice UNKNOWN_LOOKS, and half an hour of an undrain
+PATIENCE_S = 900.0  # then whoever waits for a host that is off gets it back
 LOOK_AT_DISKS_S = 30.0
 BETWEEN_ROUNDS_S = 12.0  # an operator looks again once what he sees is fresh
 SETTLES_IN_S = 120.0  # a request to shut down that came late is waited for by its agent, to its deadline
@@ -59,6 +60,8 @@ async def _becomes_quiet(sim: Sim) -> bool:
     """What waits for a disk to be whole says so, and its operator sees to the disk."""
     ends_s = sim.trace.now_s + QUIET_AT_MOST_S
     while not _quiet(sim):
+        if sim.trace.now_s >= ends_s - QUIET_AT_MOST_S + PATIENCE_S:
+            await _bring_back_all(sim)
         if sim.trace.now_s >= ends_s:
             return False
         connect_by_hand(sim)
@@ -115,14 +118,16 @@ async def _wish(sim: Sim, operation: Operation, *, cancel: bool) -> None:
     found = sim.operation(operation.id)
     if found is None or found.state is not OperationState.PARKED:
         return
-    for host in sorted(sim.bmcs.off_by_migrd):
-        if (
-            f"{host} answers again" in found.remedy
-        ):  # a cold move from it began when its power was about to go
-            with contextlib.suppress(Refused):
-                await sim.undrain(host)
+    if any(f"{host} answers again" in found.remedy for host in sim.bmcs.off_by_migrd):
+        await _bring_back_all(sim)  # a cold move began just as the power of its source was about to go
     with contextlib.suppress(Refused):  # it went on by itself meanwhile
         await (sim.cancel(operation.id) if cancel else sim.resume(operation.id))
+
+
+async def _bring_back_all(sim: Sim) -> None:
+    for host in sorted(sim.bmcs.off_by_migrd):
+        with contextlib.suppress(Refused):
+            await sim.undrain(host)
 
 
 def _stopped(sim: Sim) -> list[Guest]:

@@ -104,6 +104,10 @@ class Operators(RuleBasedStateMachine):
     def migrate(self, guest: str, to: str | None, for_s: float) -> None:
         self._ask(self._now.migrate(guest, to), for_s)
 
+    @rule(guest=GUEST, to=st.sampled_from((None, *HOSTS)), for_s=A_WHILE_S)
+    def migrate_cold(self, guest: str, to: str | None, for_s: float) -> None:
+        self._ask(self._now.migrate(guest, to, cold=True), for_s)
+
     @rule(host=HOST, off=st.booleans(), stop=st.sampled_from(((), (), GUESTS)), for_s=A_WHILE_S)
     def drain(self, host: str, off: bool, stop: tuple[str, ...], for_s: float) -> None:
         self._ask(self._now.drain(host, power_off=off, allow_stop=stop), for_s)
