@@ -177,6 +177,11 @@ class ColdActs:
         found = self._all.get((host, uuid))
         return found is not None and not found.ended
 
+    def starting(self, uuid: str) -> bool:
+        return any(
+            act.uuid == uuid and isinstance(act, Start) and not act.ended for act in self._all.values()
+        )
+
     def move(self, uuid: str, host: str, target: str) -> Act:
         act = OfflineMove(self._world, uuid, host, target)
         self._all[host, uuid] = act

@@ -268,7 +268,8 @@ class Migrations:
     def switching(self, uuid: str) -> bool:
         """Does the guest change hosts at this moment?"""
         found = self._all.get(uuid)
-        return found is not None and found.phase in ("switch", "confirm")
+        live = found is not None and found.phase in ("switch", "confirm")
+        return live or self.cold.starting(uuid)
 
     def critical(self, host: str) -> bool:
         """Is one of them in its switch-over here?"""

@@ -358,6 +358,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "        case Found.RUNS_ON_TARGET if state.cancelled:\n"
         "            return enter(replace(state, going_back=True), ColdStage.RETURN)\n"
         "        case Found.RUNS_ON_TARGET if state.issued(ColdStage.MOVE):\n",
+        first=470,
     ),
     _one(
         "cold: a guest is started at home without its disks",
