@@ -7,7 +7,7 @@ storage.errors.Refused with all reasons; an unknown name is `NotFound`; work tha
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -65,6 +65,10 @@ def _sentence(blocker: Blocker) -> str:
 
 class Control(Protocol):
     def cluster(self) -> Cluster: ...
+
+    def silent_s(self) -> Mapping[str, float]:
+        """Host -> seconds since it was last heard; without those never heard since the daemon started."""
+        ...
 
     def readiness(self) -> Readiness: ...
 

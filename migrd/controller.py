@@ -279,6 +279,9 @@ class Controller:
     def cluster(self) -> Cluster:
         return self._view.cluster()
 
+    def silent_s(self) -> Mapping[str, float]:
+        return self._view.silent_s()
+
     def readiness(self) -> Readiness:
         reasons = []
         if not self._recovered:

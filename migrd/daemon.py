@@ -81,7 +81,6 @@ async def running(loaded: Loaded, version: str) -> AsyncIterator[str]:
             observer=metrics,
             exposition=metrics.exposition,
             version=version,
-            now_s=asyncio.get_running_loop().time,
         )
         await stack.enter_async_context(
             _tasks(view=view.run(), controller=controller.run(), members=members.run(), loop=_pulse(metrics))

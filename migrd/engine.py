@@ -14,6 +14,7 @@ import structlog
 from agents.protocol import MigrationProgress
 from migrd import projection, retention, roster, saga
 from migrd.acts import Acts, Patience, Superseded
+from migrd.admission import Admission
 from migrd.executor import JOURNAL_RETRY_S, Runner
 from migrd.host_config import HostConfig
 from migrd.lives import Lives, outdated
@@ -59,10 +60,9 @@ from migrd.sagas.events import (
     Surveyed,
     Withdrawn,
 )
-from migrd.sagas.migrate_state import MigrateState
 from migrd.sagas.roster import RosterState
 from migrd.sagas.undrain import UndrainState
-from migrd.slots import Caps, Slot, admit
+from migrd.slots import Caps
 from storage.errors import Refused
 
 T = TypeVar("T")
@@ -113,9 +113,7 @@ class Engine:
         self._open: dict[str, Record] = {}
         self._runners: dict[str, Runner] = {}
         self._deciding: dict[str, Record] = {}  # operations that say something about hosts
-        self._admitted: set[str] = set()  # let in or sent away; the event may still be on its way
-        self._waiting: dict[str, Slot] = {}  # moves that have not been let in
-        self._running: dict[str, Slot] = {}  # moves that hold a slot
+        self._admission = Admission(settings.caps)
         self._host_acts = itertools.count(1)
         self._beginning = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
@@ -159,9 +157,9 @@ class Engine:
             if isinstance(record.state, RosterState):
                 self.added = roster.after(self.added, record.state.request)
         self._administrative = None
-        self._waiting, self._running = {}, {}
+        self._admission = Admission(self.settings.caps)  # folding showed it states that are over
         for record in self.open():
-            self._note_slot(record)
+            self._admission.note(record)
 
     async def run(self) -> None:
         """Take up every open operation, and work until cancelled."""
@@ -210,7 +208,7 @@ class Engine:
         self.records[operation] = self._open[operation] = record
         if not isinstance(state, saga.MoveState):
             self._deciding[operation] = record
-        self._note_slot(record)
+        self._admission.note(record)
         if isinstance(request, HostAdded | HostRemoved):
             self.added = roster.after(self.added, request)
         return record
@@ -318,10 +316,10 @@ class Engine:
             if ended:
                 self._open.pop(record.id, None)
                 self._lives.forget([record.id])
-                self._admitted.discard(record.id)
+                self._admission.forget(record.id)
             if ended or saga.parked(record.state):
                 self._tell_parent(record)
-            if self._note_slot(record) or record.id in self._deciding:
+            if self._admission.note(record) or record.id in self._deciding:
                 self._admit()
         self._told(record, row)
 
@@ -351,45 +349,13 @@ class Engine:
             self._administrative = projection.administrative(self._deciding.values())
         return self._administrative
 
-    def _note_slot(self, record: Record) -> bool:
-        """Does the move wait, hold a slot, or neither? True if that is not what it was."""
-        state = record.state
-        if not isinstance(state, saga.MoveState):
-            return False
-        waits = saga.pending(state) and record.id not in self._admitted
-        # Past the commit point only its disks are tidied up: that keeps no other move waiting.
-        tidies = isinstance(state, MigrateState) and state.committed
-        holds = not (waits or saga.ended(state) or saga.parked(state) or tidies)
-        if waits == (record.id in self._waiting) and holds == (record.id in self._running):
-            return False
-        slot = Slot(
-            operation=record.id,
-            group=record.parent or record.id,
-            source=state.request.source,
-            target=state.request.target,
-            order=record.seq,
-            # children are OPERATION.1, .2 ...
-            turn=int(record.id.rpartition(".")[2]) if record.parent else 0,
-        )
-        for wanted, moves in ((waits, self._waiting), (holds, self._running)):
-            if wanted:
-                moves[record.id] = slot
-            else:
-                moves.pop(record.id, None)
-        return True
-
     def _admit(self) -> None:
-        """Let waiting moves begin as far as slots are free. What is let in holds its slot from then on."""
+        """Let waiting moves begin as far as slots are free."""
         if self._tasks is None or self.superseded:
             return
-        decided = self.administrative()
-        for slot in [each for each in self._waiting.values() if each.target in decided]:
-            self._admitted.add(slot.operation)
-            del self._waiting[slot.operation]
-            self.post(slot.operation, Withdrawn(reason=f"{slot.target} is {decided[slot.target]} by now"))
-        for operation in admit(self._waiting.values(), self._running.values(), self.settings.caps):
-            self._admitted.add(operation)
-            self._running[operation] = self._waiting.pop(operation)
+        for operation, reason in self._admission.withdraw(self.administrative()).items():
+            self.post(operation, Withdrawn(reason=reason))
+        for operation in self._admission.let_in():
             self.post(operation, Admitted())
 
     # -- commands ---------------------------------------------------------------------------------
@@ -523,7 +489,8 @@ class Engine:
         arriving = tuple(
             f"{state.request.name} is not on {host} yet, but on its way: see migrctl op show {record.id}"
             for record, state in self.moves()
-            if state.request.target == host and (not saga.pending(state) or record.id in self._admitted)
+            if state.request.target == host
+            and (not saga.pending(state) or self._admission.has_admitted(record.id))
         )
         return replace(seen, reasons=(*seen.reasons, *arriving))
 

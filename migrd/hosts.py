@@ -6,6 +6,7 @@ decided about it (draining, drained, off: the journal's). `host_state` combines 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -43,6 +44,14 @@ def observed_state(
     if heard_age_s >= thresholds.suspect_after_s:
         return HostState.SUSPECT
     return HostState.ONLINE if libvirt_ok and not doubtful else HostState.DEGRADED
+
+
+def next_turn_s(heard_age_s: float | None, thresholds: Thresholds) -> float:
+    """Seconds until silence alone, if it lasts, makes another state of it; infinite when nothing will."""
+    if heard_age_s is None:
+        return math.inf
+    limits = (thresholds.suspect_after_s, thresholds.unreachable_after_s)
+    return min((limit - heard_age_s for limit in limits if limit > heard_age_s), default=math.inf)
 
 
 def host_state(observed: HostState, administrative: HostState | None) -> HostState:

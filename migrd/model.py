@@ -6,9 +6,11 @@ and floats with the unit in the name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
+from operator import attrgetter
 
 from agents.protocol import AnyVolume, DomainState, HostReport
 from storage.words import VolumeReport
@@ -51,7 +53,6 @@ class Host:
     problems: tuple[str, ...] = ()
     migration_uri: str = ""
     migration_address: str = ""
-    last_heard_s: float | None = None  # monotonic clock of the daemon
     has_bmc: bool = False
 
 
@@ -76,15 +77,87 @@ class Guest:
     job: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """One consistent moment of the whole cluster: the planner's only input besides the policy."""
+    """One consistent moment of the whole cluster: the planner's only input besides the policy.
+
+    The indexes are made when first asked for. The view gives out one object for as long as nothing changes,
+    so a thousand questions about one moment walk over its guests once.
+    """
 
     hosts: Mapping[str, Host]
     guests: tuple[Guest, ...]
 
-    def guests_on(self, host: str) -> tuple[Guest, ...]:
-        return tuple(g for g in self.guests if g.host == host)
+    @cached_property
+    def _by_host(self) -> Mapping[str, Sequence[Guest]]:
+        found: dict[str, list[Guest]] = {name: [] for name in self.hosts}
+        for guest in self.guests:
+            found.setdefault(guest.host, []).append(guest)
+        return found
+
+    @cached_property
+    def _by_uuid(self) -> Mapping[str, Sequence[Guest]]:
+        return _nearly_unique(self.guests, attrgetter("uuid"))
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Sequence[Guest]]:
+        return _nearly_unique(self.guests, attrgetter("name"))
+
+    @cached_property
+    def committed_bytes(self) -> Mapping[str, int]:
+        """Memory that the guests of each host may grow to."""
+        return {
+            name: sum(guest.memory_bytes for guest in self._by_host.get(name, ()) if guest.state.has_process)
+            for name in self.hosts
+        }
+
+    def guests_on(self, host: str) -> Sequence[Guest]:
+        return self._by_host.get(host, ())
+
+    def instances(self, uuid: str) -> Sequence[Guest]:
+        """Every host's domain of this uuid."""
+        return self._by_uuid.get(uuid, ())
+
+    def called(self, name: str) -> Sequence[Guest]:
+        """Every host's domain of this name."""
+        return self._by_name.get(name, ())
+
+    def instance(self, uuid: str) -> Guest | None:
+        """Where the guest runs; if it runs nowhere, where it is defined. Deterministic for any order."""
+        return min(self.instances(uuid), key=lambda guest: (_rank(guest), guest.host), default=None)
+
+    def on_host(self, uuid: str, host: str) -> Guest | None:
+        return next((guest for guest in self.instances(uuid) if guest.host == host), None)
+
+    def others(self, guest: Guest) -> list[Guest]:
+        """The same uuid on other hosts: a migration in flight, a leftover, or a guest that runs twice."""
+        return [other for other in self.instances(guest.uuid) if other.host != guest.host]
+
+    def is_off(self, host: str) -> bool:
+        """Its last report no longer describes running guests: power was read back as off."""
+        found = self.hosts.get(host)
+        return found is not None and found.state is HostState.OFF
+
+
+def _nearly_unique(guests: tuple[Guest, ...], key: Callable[[Guest], str]) -> Mapping[str, Sequence[Guest]]:
+    """Guests by a key that nearly always has one guest: a tuple costs half of what a list does."""
+    found: dict[str, tuple[Guest, ...]] = {}
+    for guest in guests:
+        name = key(guest)
+        found[name] = (*found[name], guest) if name in found else (guest,)
+    return found
+
+
+def _rank(guest: Guest) -> int:
+    match guest.state:
+        case DomainState.RUNNING | DomainState.BLOCKED:
+            return 0
+        case DomainState.PAUSED_INCOMING:
+            return 2  # a target that has not taken over: the source is the guest
+        case DomainState.ABSENT:
+            return 4
+        case state:
+            return 1 if state.has_process else 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,12 +7,13 @@ promise the same memory twice.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from agents.protocol import AnyVolume, HostReport
 from migrd.model import Cluster, Facts, Guest, Host, HostState, Plan
-from migrd.ports import Clock, InterviewerPort, PlannerPort, PowerPort, ViewPort
+from migrd.ports import Clock, InterviewerPort, PlannerPort, PowerPort, Target, ViewPort
 from migrd.sagas.commands import Choose
 from migrd.sagas.events import (
     Chosen,
@@ -31,6 +32,9 @@ REREAD_S = 15.0
 REREAD_AT_ONCE = 32
 MOMENT_S = 1.0  # reports further apart do not show one moment
 MOMENT_ROUNDS = 3
+
+Among = Collection[str] | None  # hosts to look at; None = all
+T = TypeVar("T")
 
 
 class Placement:
@@ -68,10 +72,13 @@ class Placement:
             return plan
 
     async def _plan_drain(self, host: str, allow_stop: Collection[str]) -> Plan:
-        facts = await self._ask(host)
-        return self._planner.plan_drain(
-            self._cluster(), host, facts, allow_stop=allow_stop, promised=self._promised()
-        )
+        async def plan(among: Among) -> Plan:
+            facts = await self._ask(host, among=among)
+            return self._planner.plan_drain(
+                self._cluster(), host, facts, allow_stop=allow_stop, promised=self._promised(), among=among
+            )
+
+        return await _short_then_all(plan, self._shortlist(host), _is_whole)
 
     async def plan_migrate(self, guest: Guest, to: str | None, *, cold: bool = False) -> Plan:
         """The plan for one move that would begin now; `to`: the only target that is wanted."""
@@ -83,17 +90,21 @@ class Placement:
             return plan
 
     async def _plan_migrate(self, guest: Guest, to: str | None, cold: bool) -> Plan:
-        facts = await self._ask(guest.host, guest.uuid, cold=cold)
-        return self._planner.plan_migrate(
-            self._cluster(), guest.uuid, to, facts, promised=self._promised(), cold=cold
-        )
+        async def plan(among: Among) -> Plan:
+            facts = await self._ask(guest.host, guest.uuid, cold=cold, among=among if to is None else (to,))
+            return self._planner.plan_migrate(
+                self._cluster(), guest.uuid, to, facts, promised=self._promised(), cold=cold, among=among
+            )
+
+        short = self._shortlist(guest.host, guest.uuid) if to is None else None
+        return await _short_then_all(plan, short, lambda made: bool(made.moves))
 
     async def choose(self, command: Choose) -> Chosen:
         """A target for one guest, held for it until its move is journalled."""
         async with self._lock:
             chosen = await self._choose(command)
             if not chosen.target:
-                others = [g.host for g in self._view.cluster().guests if g.uuid == command.guest]
+                others = [g.host for g in self._view.cluster().instances(command.guest)]
                 silent = await self._look_again(command.source, command.to, *others)
                 chosen = await self._choose(command)
                 if chosen.gone and command.source in silent:  # not seen is not gone (I19)
@@ -103,25 +114,38 @@ class Placement:
             return chosen
 
     async def _choose(self, command: Choose) -> Chosen:
-        cluster = self._view.cluster()
-        here = [g for g in cluster.guests if g.host == command.source and g.uuid == command.guest]
-        if not any(g.state.has_process for g in here):
-            reason = f"the guest {'does not run' if here else 'is no longer'} on {command.source}"
+        here = self._view.cluster().on_host(command.guest, command.source)
+        if here is None or not here.state.has_process:
+            reason = f"the guest {'is no longer' if here is None else 'does not run'} on {command.source}"
             return Chosen(guest=command.guest, target="", reasons=(reason,), gone=True)
-        facts = await self._ask(command.source, command.guest)
-        target = self._planner.choose(
-            self._cluster(),
-            command.guest,
-            facts,
-            promised=self._promised(),
-            exclude=command.exclude,
-            to=command.to,
-        )
+
+        async def choose(among: Among) -> Target:
+            facts = await self._ask(command.source, command.guest, among=among)
+            return self._planner.choose(
+                self._cluster(),
+                command.guest,
+                facts,
+                promised=self._promised(),
+                exclude=command.exclude,
+                among=among,
+            )
+
+        if command.to:
+            target = await choose((command.to,))
+        else:
+            short = self._shortlist(command.source, command.guest, command.exclude)
+            target = await _short_then_all(choose, short, lambda found: bool(found.host))
         return Chosen(guest=command.guest, target=target.host, reasons=target.reasons)
 
-    async def _ask(self, host: str, guest: str = "", *, cold: bool = False) -> Facts:
+    def _shortlist(self, host: str, guest: str = "", exclude: Collection[str] = ()) -> Among:
+        return self._planner.shortlist(
+            self._cluster(), host, guest, promised=self._promised(), exclude=exclude
+        )
+
+    async def _ask(self, host: str, guest: str = "", *, cold: bool = False, among: Among = None) -> Facts:
         cluster = self._cluster()
-        return await self._interviewer.ask(cluster, self._planner.questions(cluster, host, guest, cold=cold))
+        questions = self._planner.questions(cluster, host, guest, cold=cold, among=among)
+        return await self._interviewer.ask(cluster, questions)
 
     async def _look_again(self, *hosts: str) -> dict[str, str]:
         """Nobody is refused on old news: a report is up to seconds old, and a job that it shows may be over.
@@ -155,7 +179,7 @@ class Placement:
 
     def volumes_of(self, guest: str) -> tuple[AnyVolume, ...]:
         """What drivers can let go of, as the newest reports name it."""
-        found = [each for each in self._view.cluster().guests if each.uuid == guest]
+        found = self._view.cluster().instances(guest)
         volumes = dict.fromkeys(volume for each in found for volume in each.volumes)
         return tuple(volume for volume in volumes if not isinstance(volume, OtherVolume))
 
@@ -217,7 +241,7 @@ class Placement:
     def _ends(self, guest: str, source: str, target: str) -> tuple[Guest, Host, Host]:
         """The guest, where it is, and where it goes."""
         cluster = self._view.cluster()
-        found = next((g for g in cluster.guests if g.uuid == guest and g.host == source), None)
+        found = cluster.on_host(guest, source)
         if found is None:
             raise Refused(f"the guest is no longer on {source}")
         reasons = [f"host {name} is not known" for name in (source, target) if name not in cluster.hosts]
@@ -324,14 +348,24 @@ class Placement:
             return f"{host} is not configured"
 
 
+async def _short_then_all(
+    plan: Callable[[Among], Awaitable[T]], short: Among, good: Callable[[T], bool]
+) -> T:
+    """With a shortlist first; what is refused with it is planned again with every host."""
+    if short is not None:
+        made = await plan(short)
+        if good(made):
+            return made
+    return await plan(None)
+
+
+def _is_whole(plan: Plan) -> bool:
+    """Every guest moves. One that would be stopped may have a place on a host that was left out (I5)."""
+    return not (plan.refusals or plan.blockers or plan.stops)
+
+
 def find_guest(cluster: Cluster, name: str) -> tuple[Guest, ...]:
     """By uuid or name: the instance that runs, or where it is defined; several only for several guests."""
-    found = [guest for guest in cluster.guests if name in (guest.uuid, guest.name)]
-    by_uuid: dict[str, Guest] = {}
-    for guest in sorted(found, key=lambda g: (_rank(g), g.host)):
-        by_uuid.setdefault(guest.uuid, guest)
-    return tuple(by_uuid.values())
-
-
-def _rank(guest: Guest) -> int:
-    return 0 if guest.state in ("running", "blocked") else 1 if guest.state.has_process else 2
+    uuids = sorted({guest.uuid for guest in (*cluster.instances(name), *cluster.called(name))})
+    found = [cluster.instance(uuid) for uuid in uuids]
+    return tuple(guest for guest in found if guest is not None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from agents.protocol import HostReport, Preflight
 from migrd import planner
@@ -26,6 +26,7 @@ class BoundPlanner:
         *,
         allow_stop: Collection[str],
         promised: Mapping[str, str],
+        among: Collection[str] | None = None,
     ) -> Plan:
         return planner.plan_drain(
             cluster,
@@ -35,6 +36,7 @@ class BoundPlanner:
             allow_stop=allow_stop,
             busy=_busy(promised),
             promises=_promises(cluster, promised),
+            among=among,
         )
 
     def plan_migrate(
@@ -46,6 +48,7 @@ class BoundPlanner:
         *,
         promised: Mapping[str, str],
         cold: bool = False,
+        among: Collection[str] | None = None,
     ) -> Plan:
         return planner.plan_migrate(
             cluster,
@@ -56,6 +59,7 @@ class BoundPlanner:
             busy=_busy(promised),
             promises=_promises(cluster, promised),
             cold=cold,
+            among=among,
         )
 
     def choose(
@@ -66,25 +70,48 @@ class BoundPlanner:
         *,
         promised: Mapping[str, str],
         exclude: Collection[str],
-        to: str = "",
+        among: Collection[str] | None = None,
     ) -> Target:
-        """`to`: this target or none."""
-        if to:
-            exclude = {*exclude, *(name for name in cluster.hosts if name != to)}
         choice = planner.choose_target(
-            cluster, guest, facts, self._policy, promises=_promises(cluster, promised), exclude=exclude
+            cluster,
+            guest,
+            facts,
+            self._policy,
+            promises=_promises(cluster, promised),
+            exclude=exclude,
+            among=among,
         )
         if choice.move is not None:
             return Target(host=choice.move.target)
         return Target(host="", reasons=tuple(sentence(blocker) for blocker in choice.blockers))
 
     def questions(
-        self, cluster: Cluster, host: str, guest: str = "", *, cold: bool = False
+        self,
+        cluster: Cluster,
+        host: str,
+        guest: str = "",
+        *,
+        cold: bool = False,
+        among: Collection[str] | None = None,
     ) -> Mapping[str, Preflight]:
-        if not guest:
-            return planner.questions(cluster, host)
-        asking = [each for each in cluster.guests if _is(each, guest, host)]
-        return planner.questions_for(cluster, asking, cold=cold)
+        return planner.questions_for(cluster, _asking(cluster, host, guest), among, cold=cold)
+
+    def shortlist(
+        self,
+        cluster: Cluster,
+        host: str,
+        guest: str = "",
+        *,
+        promised: Mapping[str, str],
+        exclude: Collection[str] = (),
+    ) -> tuple[str, ...] | None:
+        return planner.shortlist(
+            cluster,
+            _asking(cluster, host, guest),
+            self._policy,
+            promises=_promises(cluster, promised),
+            exclude=exclude,
+        )
 
     def reasons_not_to_power_off(
         self, host: str, reports: Mapping[str, tuple[HostReport, float]], unheard: Collection[str]
@@ -104,15 +131,17 @@ def _busy(promised: Mapping[str, str]) -> dict[str, str]:
 
 def _promises(cluster: Cluster, promised: Mapping[str, str]) -> list[Promise]:
     """What each guest in flight needs on its target: the most that any host says of it."""
-    memory: dict[str, int] = {}
-    for each in cluster.guests:
-        if each.uuid in promised:
-            memory[each.uuid] = max(memory.get(each.uuid, 0), each.memory_bytes)
     return [
-        Promise(guest=guest, target=target, memory_bytes=memory.get(guest, 0))
+        Promise(
+            guest=guest,
+            target=target,
+            memory_bytes=max((each.memory_bytes for each in cluster.instances(guest)), default=0),
+        )
         for guest, target in sorted(promised.items())
     ]
 
 
-def _is(guest: Guest, uuid: str, host: str) -> bool:
-    return guest.uuid == uuid and (not host or guest.host == host)
+def _asking(cluster: Cluster, host: str, guest: str) -> Sequence[Guest]:
+    """All guests of `host`, or the one of this uuid there."""
+    here = cluster.guests_on(host)
+    return [each for each in here if each.uuid == guest] if guest else here

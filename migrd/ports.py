@@ -46,7 +46,13 @@ class AgentPort(Protocol):
 class ViewPort(Protocol):
     """The cluster as watched. `migrd.watch.ClusterView` is the real one."""
 
-    def cluster(self) -> Cluster: ...
+    def cluster(self) -> Cluster:
+        """This moment. The very same object for as long as nothing changes."""
+        ...
+
+    def silent_s(self) -> Mapping[str, float]:
+        """Host -> seconds since it was last heard; without those never heard."""
+        ...
 
     async def reread(self, host: str, *, storage: bool = False) -> HostReport:
         """Ask the host now, past all caches; `storage`: its volumes are looked at anew for it, too.
@@ -118,6 +124,7 @@ class PlannerPort(Protocol):
     """The pure planner with its policy bound. `migrd.planning.BoundPlanner` is the real one.
 
     `promised`: guests that open operations move, uuid -> target; their memory is spoken for there.
+    `among`: the only targets to look at. A refusal that came of a shortlist says nothing about the others.
     """
 
     def plan_drain(
@@ -128,6 +135,7 @@ class PlannerPort(Protocol):
         *,
         allow_stop: Collection[str],
         promised: Mapping[str, str],
+        among: Collection[str] | None = None,
     ) -> Plan: ...
 
     def plan_migrate(
@@ -139,6 +147,7 @@ class PlannerPort(Protocol):
         *,
         promised: Mapping[str, str],
         cold: bool = False,
+        among: Collection[str] | None = None,
     ) -> Plan: ...
 
     def choose(
@@ -149,12 +158,30 @@ class PlannerPort(Protocol):
         *,
         promised: Mapping[str, str],
         exclude: Collection[str],
-        to: str = "",
+        among: Collection[str] | None = None,
     ) -> Target: ...
 
     def questions(
-        self, cluster: Cluster, host: str, guest: str = "", *, cold: bool = False
+        self,
+        cluster: Cluster,
+        host: str,
+        guest: str = "",
+        *,
+        cold: bool = False,
+        among: Collection[str] | None = None,
     ) -> Mapping[str, Preflight]: ...
+
+    def shortlist(
+        self,
+        cluster: Cluster,
+        host: str,
+        guest: str = "",
+        *,
+        promised: Mapping[str, str],
+        exclude: Collection[str] = (),
+    ) -> tuple[str, ...] | None:
+        """Whom to ask first about the guests of `host`, or one of them. None: everybody."""
+        ...
 
     def reasons_not_to_power_off(
         self, host: str, reports: Mapping[str, tuple[HostReport, float]], unheard: Collection[str]

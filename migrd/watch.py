@@ -9,9 +9,11 @@ the loop's, so a loop in virtual time can run it.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Protocol
 
 from agents.mistakes import Mistake, MistakesError, Seconds
@@ -25,6 +27,7 @@ from migrd.hosts import (
     host_of,
     host_state,
     identity_problems,
+    next_turn_s,
     observed_state,
 )
 from migrd.model import Cluster, Guest, Host, HostState
@@ -81,8 +84,7 @@ class _Watch:
         self._view = view
         self._stale = asyncio.Event()
         self._logs: dict[object, list[Event]] = {}
-        self._cache: tuple[HostReport | None, HostState, HostState, tuple[str, ...], Host] | None = None
-        self._shown: Host | None = None
+        self._shown: tuple[HostReport | None, HostState, HostState, tuple[str, ...], Host] | None = None
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -102,6 +104,7 @@ class _Watch:
                     self._take(event)
             except (OutcomeError, TimeoutError, StopAsyncIteration) as error:
                 self.trouble = str(error) or "its event stream fell silent"
+                self._view.touch(self.name)
             self.tried.set()
             await asyncio.sleep(backoff_s(failures, self._view.share(), policy))
             failures += 1
@@ -109,6 +112,8 @@ class _Watch:
     def _take(self, event: Event) -> None:
         if self.gone:
             return
+        if self.trouble or not self._shown_as_heard():
+            self._view.touch(self.name)
         self.heard_s = self._view.now()
         self.trouble = ""
         before = self.followed.report
@@ -191,19 +196,27 @@ class _Watch:
         if before is None or before.domains != report.domains:
             self.guests = tuple(guest_of(domain, self.name) for domain in report.domains)
         self.tried.set()
+        self._view.touch(self.name)
         self._view.learned(self.name, before, report)
+
+    def _shown_as_heard(self) -> bool:
+        return self._shown is not None and self._shown[2] in (HostState.ONLINE, HostState.DEGRADED)
+
+    def age_s(self, now_s: float) -> float | None:
+        """Since it was last heard; None = never, or nothing is known of it yet."""
+        return None if self.heard_s is None or self.followed.report is None else now_s - self.heard_s
 
     def observed(self, now_s: float, *, doubtful: bool) -> HostState:
         report = self.followed.report
         return observed_state(
-            None if self.heard_s is None or report is None else now_s - self.heard_s,
+            self.age_s(now_s),
             libvirt_ok=report is not None and report.libvirt_ok,
             doubtful=doubtful,
             thresholds=self._view.policy.thresholds,
         )
 
     def host(self, state: HostState, observed: HostState, doubts: tuple[str, ...]) -> Host:
-        """Built anew only when something but the time of the last heartbeat is different."""
+        """Built anew only when something is different."""
         report = self.followed.report
         extra = list(doubts)
         if self.trouble:
@@ -211,17 +224,14 @@ class _Watch:
         if state is HostState.OFF and observed is HostState.ONLINE:
             extra.append(f"migrd powered it off, and its agent is heard again: migrctl undrain {self.name}")
         problems = tuple(extra)
-        cached = self._cache
-        if cached is None or cached[0] is not report or cached[1:4] != (state, observed, problems):
+        shown = self._shown
+        if shown is None or shown[0] is not report or shown[1:4] != (state, observed, problems):
             host = host_of(self.name, report, state, observed=observed)
             host = replace(
                 host, problems=(*problems, *host.problems), has_bmc=self.name in self._view.with_bmc
             )
-            cached = self._cache = (report, state, observed, problems, host)
-            self._shown = None
-        if self._shown is None or self._shown.last_heard_s != self.heard_s:
-            self._shown = replace(cached[4], last_heard_s=self.heard_s)
-        return self._shown
+            shown = self._shown = (report, state, observed, problems, host)
+        return shown[4]
 
 
 class ClusterView:
@@ -247,7 +257,12 @@ class ClusterView:
         self._tasks: asyncio.TaskGroup | None = None
         self._census = Census()
         self._doubts: dict[str, tuple[str, ...]] = {}
+        self._identities_judged = True  # each against all others: once per snapshot, not once per report
         self._guests: tuple[Guest, ...] | None = ()
+        self._snapshot = Cluster(hosts={}, guests=())
+        self._decided: Mapping[str, HostState] = {}
+        self._touched = set(self._watches)  # hosts that the snapshot may show otherwise than they are
+        self._good_until_s = 0.0  # from then on silence alone may have changed any host
         self._shown: dict[str, HostState] = {}
         self._doubles: dict[str, float] = {}
 
@@ -271,6 +286,7 @@ class ClusterView:
         if has_bmc:
             self.with_bmc.add(name)
         watch = _Watch(name, agent, self)
+        self.touch(name)
         self._watches = dict(sorted({**self._watches, name: watch}.items()))
         if self._tasks is not None:
             self._start(self._tasks, watch)
@@ -285,7 +301,12 @@ class ClusterView:
         self._census.forget(name)
         self._shown.pop(name, None)
         self._guests = None
-        self._judge_identities()
+        self.touch(name)
+        self._identities_judged = False
+
+    def touch(self, *hosts: str) -> None:
+        """They have to be judged anew before the next snapshot."""
+        self._touched.update(hosts)
 
     async def settled(self, deadline_s: float) -> tuple[str, ...]:
         """Wait until every host was heard of or has failed once; names of those that did neither in time."""
@@ -299,17 +320,55 @@ class ClusterView:
         return tuple(name for name, watch in self._watches.items() if not watch.tried.is_set())
 
     def cluster(self) -> Cluster:
-        """A snapshot. Cheap: hosts and guests that did not change are shared with the snapshot before."""
+        """The same object until something changes: at a thousand hosts most calls find nothing new.
+
+        A host changes by what it says (`touch`), by a decision of the journal, or by its silence, and that
+        not before `_good_until_s`.
+        """
         now_s = self.now()
-        administrative = self._administrative()
-        hosts = {}
-        for name, watch in self._watches.items():
+        if not self._identities_judged:
+            self._judge_identities()
+        decided = self._administrative()
+        if decided != self._decided:
+            names = decided.keys() | self._decided.keys()
+            self.touch(*(name for name in names if decided.get(name) != self._decided.get(name)))
+            self._decided = dict(decided)
+        if now_s >= self._good_until_s:
+            self.touch(*self._watches)
+            self._good_until_s = math.inf
+        if self._touched or self._guests is None:
+            self._take_snapshot(now_s)
+        return self._snapshot
+
+    def _take_snapshot(self, now_s: float) -> None:
+        before = self._snapshot
+        changed = {}
+        for name in self._touched & self._watches.keys():
+            watch = self._watches[name]
             doubts = self._doubts.get(name, ())
             observed = watch.observed(now_s, doubtful=bool(doubts))
-            hosts[name] = watch.host(host_state(observed, administrative.get(name)), observed, doubts)
+            host = watch.host(host_state(observed, self._decided.get(name)), observed, doubts)
+            if host is not before.hosts.get(name):
+                changed[name] = host
+            turn_s = next_turn_s(watch.age_s(now_s), self.policy.thresholds)
+            self._good_until_s = min(self._good_until_s, now_s + turn_s)
+        gone = before.hosts.keys() - self._watches.keys()
+        self._touched = set()
         if self._guests is None:
-            self._guests = tuple(guest for watch in self._watches.values() for guest in watch.guests)
-        return Cluster(hosts=hosts, guests=self._guests)
+            self._guests = tuple(chain.from_iterable(watch.guests for watch in self._watches.values()))
+        if changed or gone or self._guests is not before.guests:
+            known = {**before.hosts, **changed}
+            hosts = {name: known[name] for name in self._watches} if changed or gone else before.hosts
+            self._snapshot = Cluster(hosts=hosts, guests=self._guests)
+
+    def silent_s(self) -> dict[str, float]:
+        """Host -> seconds since it was last heard; without those never heard."""
+        now_s = self.now()
+        return {
+            name: max(0.0, now_s - watch.heard_s)
+            for name, watch in self._watches.items()
+            if watch.heard_s is not None
+        }
 
     async def reread(self, host: str, *, storage: bool = False, deadline_s: float = 10.0) -> HostReport:
         """Ask the host now, e.g. with `storage` before its power is cut (I12). Raises storage.errors."""
@@ -334,13 +393,15 @@ class ClusterView:
         else:
             changes = []
         if before is None or _identity(before) != _identity(report):
-            self._judge_identities()
+            self._identities_judged = False
         for change in (*report_changes(host, before, report), *changes):
             self.emit(change)
 
     def _judge_identities(self) -> None:
         reports = {n: w.followed.report for n, w in self._watches.items() if w.followed.report is not None}
-        self._doubts = identity_problems(reports)
+        before, self._doubts = self._doubts, identity_problems(reports)
+        self._identities_judged = True
+        self.touch(*before, *self._doubts)
 
     async def _tick(self) -> None:
         while True:

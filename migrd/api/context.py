@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -39,7 +38,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
-    """`token`: the bearer token, secret. `exposition`: the body of /metrics. `now_s`: monotonic."""
+    """`token`: the bearer token, secret. `exposition`: the body of /metrics."""
 
     control: Control
     token: bytes = field(repr=False)
@@ -47,7 +46,6 @@ class Api:
     exposition: Callable[[], bytes]
     version: str
     limits: Limits = Limits()
-    now_s: Callable[[], float] = time.monotonic
 
 
 API = web.AppKey("api", Api)

@@ -43,7 +43,8 @@ async def status(request: web.Request, api: Api) -> Answer:
 
 async def hosts(request: web.Request, api: Api) -> Answer:
     query_of(request, NO_QUERY)
-    return Answer(status=200, value=HostList(hosts=views.host_views(api.control.cluster(), api.now_s())))
+    control = api.control
+    return Answer(status=200, value=HostList(hosts=views.host_views(control.cluster(), control.silent_s())))
 
 
 async def host(request: web.Request, api: Api) -> Answer:
@@ -51,7 +52,8 @@ async def host(request: web.Request, api: Api) -> Answer:
     cluster = api.control.cluster()
     found = names.host_named(cluster, request.match_info["host"])
     operations = api.control.open_operations()
-    return Answer(status=200, value=views.host_detail(cluster, found, operations, api.now_s()))
+    silent_s = api.control.silent_s().get(found.name)
+    return Answer(status=200, value=views.host_detail(cluster, found, operations, silent_s))
 
 
 async def host_add(request: web.Request, api: Api) -> Answer:

@@ -24,10 +24,9 @@ def host_named(cluster: Cluster, word: str) -> Host:
 
 def guest_uuid(cluster: Cluster, word: str) -> str:
     """A guest by uuid or name. Raises NotFound with near names, ProblemError 409 when a name is ambiguous."""
-    places = [guest for guest in cluster.guests if guest.uuid == word.lower()]
-    if places:
-        return places[0].uuid
-    places = [guest for guest in cluster.guests if guest.name == word]
+    if cluster.instances(word.lower()):
+        return word.lower()
+    places = cluster.called(word)
     uuids = sorted({guest.uuid for guest in places})
     if not uuids:
         raise NotFound(_missing("guest", word, {guest.name for guest in cluster.guests}, "migrctl vms"))

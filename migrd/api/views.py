@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from agents.protocol import DomainState
 from migrd.api.words import CopyView, GuestView, HostDetail, HostView, StatusView, VolumeView
@@ -43,14 +43,16 @@ def is_open(operation: Operation) -> bool:
     return not operation.state.ended
 
 
-def host_views(cluster: Cluster, now_s: float) -> tuple[HostView, ...]:
-    return tuple(host_view(cluster, cluster.hosts[name], now_s) for name in sorted(cluster.hosts))
+def host_views(cluster: Cluster, silent_s: Mapping[str, float]) -> tuple[HostView, ...]:
+    """`silent_s`: seconds since each host was last heard."""
+    return tuple(
+        host_view(cluster, cluster.hosts[name], silent_s.get(name)) for name in sorted(cluster.hosts)
+    )
 
 
-def host_view(cluster: Cluster, host: Host, now_s: float) -> HostView:
+def host_view(cluster: Cluster, host: Host, silent_s: float | None) -> HostView:
     guests = cluster.guests_on(host.name)
     alive = sum(1 for guest in guests if guest.state.has_process)
-    heard = None if host.last_heard_s is None else round(max(0.0, now_s - host.last_heard_s), 3)
     return HostView(
         name=host.name,
         state=host.state,
@@ -62,7 +64,7 @@ def host_view(cluster: Cluster, host: Host, now_s: float) -> HostView:
         memory_available_bytes=host.memory_available_bytes,
         threads=host.threads,
         has_bmc=host.has_bmc,
-        heard_ago_s=heard,
+        heard_ago_s=None if silent_s is None else round(silent_s, 3),
         problems=host.problems,
         versions=dict(sorted(host.versions.items())),
     )
@@ -143,10 +145,12 @@ def _copy(host: str, report: VolumeReport) -> CopyView:
     )
 
 
-def host_detail(cluster: Cluster, host: Host, operations: Sequence[Operation], now_s: float) -> HostDetail:
+def host_detail(
+    cluster: Cluster, host: Host, operations: Sequence[Operation], silent_s: float | None
+) -> HostDetail:
     here = host.name
     return HostDetail(
-        host=host_view(cluster, host, now_s),
+        host=host_view(cluster, host, silent_s),
         bridges=tuple(sorted(host.bridges)),
         networks=tuple(sorted(host.networks)),
         migration_uri=host.migration_uri,

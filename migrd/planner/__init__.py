@@ -2,6 +2,7 @@
 
 from migrd.planner.drain import choose_target, plan_drain, plan_migrate
 from migrd.planner.policy import Policy
-from migrd.planner.questions import questions, questions_for
+from migrd.planner.questions import questions_for
+from migrd.planner.shortlist import shortlist
 
-__all__ = ["Policy", "choose_target", "plan_drain", "plan_migrate", "questions", "questions_for"]
+__all__ = ["Policy", "choose_target", "plan_drain", "plan_migrate", "questions_for", "shortlist"]

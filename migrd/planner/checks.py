@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from agents.protocol import DomainState
-from migrd.model import Facts, Guest, Host, HostState
+from migrd.model import Cluster, Facts, Guest, Host, HostState
 from migrd.planner.policy import Policy, amount
-from migrd.planner.room import Index, Room
+from migrd.planner.room import Room
 from storage.words import DrbdVolume, Health, IscsiVolume, OtherVolume, Role, VolumeReport
 
 _LIVE = (DomainState.RUNNING, DomainState.BLOCKED)
@@ -34,7 +34,7 @@ class Reason:
 class Case:
     """What the checks look at. `busy`: guest uuid -> what is being done to it. `cold`: without its memory."""
 
-    index: Index
+    cluster: Cluster
     facts: Facts
     policy: Policy
     busy: Mapping[str, str]
@@ -121,8 +121,8 @@ def check_cold_blockers(case: Case, guest: Guest) -> Reasons:
 def check_other_instances(case: Case, guest: Guest) -> Reasons:
     """The same uuid with a process elsewhere: in flight, or about to be two guests (I1)."""
     found = []
-    for other in sorted(case.index.others(guest), key=lambda g: g.host):
-        if not other.state.has_process or case.index.is_off(other.host):
+    for other in sorted(case.cluster.others(guest), key=lambda g: g.host):
+        if not other.state.has_process or case.cluster.is_off(other.host):
             continue
         found.append(
             Reason(
@@ -135,7 +135,7 @@ def check_other_instances(case: Case, guest: Guest) -> Reasons:
 
 def check_source_volumes(case: Case, guest: Guest) -> Reasons:
     """Every disk must be handed over from a healthy state, and DRBD with its window closed (I6, I7)."""
-    source = case.index.hosts.get(guest.host)
+    source = case.cluster.hosts.get(guest.host)
     reports = source.volumes if source is not None else {}
     found: list[Reason] = []
     for volume in guest.volumes:
@@ -194,7 +194,7 @@ def check_door(case: Case, guest: Guest, target: Host) -> Reasons:
 
 
 def check_arch(case: Case, guest: Guest, target: Host) -> Reasons:
-    source = case.index.hosts.get(guest.host)
+    source = case.cluster.hosts.get(guest.host)
     here = source.arch if source is not None else ""
     if here and here == target.arch:
         return ()
@@ -232,21 +232,23 @@ def check_networks(case: Case, guest: Guest, target: Host) -> Reasons:
 
 def check_name(case: Case, guest: Guest, target: Host) -> Reasons:
     """libvirt refuses a second domain of a name, and a leftover of the same uuid may be somebody's guest."""
-    for other in case.index.others(guest):
+    for other in case.cluster.others(guest):
         if other.host == target.name and other.state is not DomainState.ABSENT:
             remedy = f"if it is a leftover: virsh undefine {guest.name} on {target.name}"
             return (Reason(f"a domain with its uuid is defined there already ({other.state})", remedy),)
-    clash = case.index.named(target.name, guest.name)
-    if clash is not None and clash.uuid != guest.uuid:
-        remedy = f"rename one of the two (virsh domrename, while it is shut off); there it is {clash.uuid}"
-        return (Reason("another domain has its name there", remedy),)
+    for clash in case.cluster.called(guest.name):
+        if clash.host == target.name and clash.uuid != guest.uuid:
+            remedy = (
+                f"rename one of the two (virsh domrename, while it is shut off); there it is {clash.uuid}"
+            )
+            return (Reason("another domain has its name there", remedy),)
     return ()
 
 
 def check_volumes(case: Case, guest: Guest, target: Host) -> Reasons:
     """Each disk is reachable from the target; a DRBD disk only on the node that holds the other copy."""
     found: list[Reason] = []
-    source = case.index.hosts.get(guest.host)
+    source = case.cluster.hosts.get(guest.host)
     for volume in guest.volumes:
         if isinstance(volume, OtherVolume):
             continue  # a reason of the guest wherever it went
@@ -319,7 +321,7 @@ def possible_targets(case: Case, guest: Guest, candidates: Iterable[Host]) -> li
 
     A DRBD guest is judged only where its copies are: nearly all hosts of a large cluster are none of them.
     """
-    near = _nodes(guest)
+    near = drbd_nodes(guest)
     checks = _TARGET[case.cold]
     found = []
     for target in candidates:
@@ -340,7 +342,7 @@ def _unanswered(question: str, target: Host) -> Reason:
     return Reason(f"it is not known {question}: no answer", f"plan again; check the agent on {target.name}")
 
 
-def _nodes(guest: Guest) -> set[str] | None:
+def drbd_nodes(guest: Guest) -> set[str] | None:
     """Nodes that all DRBD volumes of the guest have in common; None = it has no such volume."""
     lists = [set(volume.nodes) for volume in guest.volumes if isinstance(volume, DrbdVolume)]
     return set.intersection(*lists) if lists else None

@@ -11,7 +11,7 @@ from migrd.planner import estimate, verdicts
 from migrd.planner.checks import Case, Reason, guest_reasons, may_be_stopped
 from migrd.planner.place import Options, options, place, verdicts_of
 from migrd.planner.policy import Policy
-from migrd.planner.room import Index, Room
+from migrd.planner.room import Room
 
 _GONE = (DomainState.ABSENT,)
 _STAYS = (DomainState.SHUTOFF,)
@@ -27,23 +27,26 @@ def plan_drain(
     busy: Mapping[str, str] | None = None,
     promises: Collection[Promise] = (),
     continuing: bool = False,
+    among: Collection[str] | None = None,
 ) -> Plan:
     """Empty `host`. A plan with `refusals` or `blockers` is refused as a whole, and nothing is touched.
 
     `allow_stop`: guests, by name or uuid, that may be shut down if they cannot move (I5).
     `busy`: guest uuid -> what is being done to it, e.g. "op-000012". `promises`: moves in flight.
     `continuing`: a drain plans again for the host that it is draining itself.
+    `among`: a shortlist; what is refused or stopped with it is not known of the hosts left out.
     """
-    index = Index(cluster)
-    case = Case(index, facts, policy, busy or {})
-    here = sorted(index.by_host.get(host, ()), key=lambda guest: guest.uuid)
-    refusals = _host_refusals(index, host, continuing)
-    if host not in index.hosts:
+    case = Case(cluster, facts, policy, busy or {})
+    here = sorted(cluster.guests_on(host), key=lambda guest: guest.uuid)
+    refusals = _host_refusals(cluster, host, continuing)
+    if host not in cluster.hosts:
         return Plan(host=host, moves=(), refusals=refusals)
     refusals += _unknown_names(here, host, allow_stop)
     here = [guest for guest in here if guest.state not in _GONE]
     stays = tuple(guest.uuid for guest in here if guest.state in _STAYS)
-    result = _spread(case, [guest for guest in here if guest.state not in _STAYS], policy, promises)
+    candidates = _others(cluster, host, among)
+    awake = [guest for guest in here if guest.state not in _STAYS]
+    result = _spread(case, awake, candidates, policy, promises)
     stops, blockers = _consented(case, result, allow_stop)
     memory = {guest.uuid: guest.memory_bytes for guest in here}
     return Plan(
@@ -68,27 +71,27 @@ def plan_migrate(
     busy: Mapping[str, str] | None = None,
     promises: Collection[Promise] = (),
     cold: bool = False,
+    among: Collection[str] | None = None,
 ) -> Plan:
-    """Move one guest (uuid), to `to` or to the best target. Refused with every reason, as a drain is.
+    """Move one guest (uuid), to `to` or to the best target (`among` a shortlist). Refused as a drain is.
 
     `cold`: without its memory. It is then shut down if it runs (`stops`), by the operator's word for it (I5).
     """
-    index = Index(cluster)
-    found = index.instance(guest)
+    found = cluster.instance(guest)
     if found is None:
         return Plan(host="", moves=(), refusals=(f"guest {guest} is on no host: see migrctl vms",))
-    if to is not None and to not in index.hosts:
+    if to is not None and to not in cluster.hosts:
         refusal = f"host {to} is unknown: see migrctl hosts"
         return Plan(host=found.host, moves=(), refusals=(refusal,))
     if to == found.host:
         refusal = f"{found.name} is on {to} already"
         return Plan(host=found.host, moves=(), refusals=(refusal,))
-    exclude = () if to is None else tuple(name for name in index.hosts if name != to)
     rests = cold and found.state in _STAYS
     if rests:
         found = replace(found, memory_bytes=0)  # it is not started, so it asks for none
-    case = Case(index, facts, policy, busy or {}, cold)
-    choice = _choose(case, found, policy, promises, exclude)
+    case = Case(cluster, facts, policy, busy or {}, cold)
+    candidates = _others(cluster, found.host, among if to is None else (to,))
+    choice = _choose(case, found, candidates, policy, promises)
     if choice.move is None:
         return Plan(host=found.host, moves=(), blockers=choice.blockers)
     if cold:
@@ -107,26 +110,29 @@ def choose_target(
     promises: Collection[Promise] = (),
     exclude: Collection[str] = (),
     busy: Mapping[str, str] | None = None,
+    among: Collection[str] | None = None,
 ) -> Choice:
-    """Where this guest (uuid) can go now, everything judged again; `exclude`: targets not to try."""
-    index = Index(cluster)
-    found = index.instance(guest)
+    """Where this guest (uuid) can go now, everything judged again.
+
+    `exclude`: targets not to try; `among`: a shortlist of those to try.
+    """
+    found = cluster.instance(guest)
     if found is None:
         gone = Blocker(guest=guest, name="", target="", reason="it is on no host", remedy="see migrctl vms")
         return Choice(move=None, blockers=(gone,))
-    case = Case(index, facts, policy, busy or {})
-    return _choose(case, found, policy, promises, exclude)
+    case = Case(cluster, facts, policy, busy or {})
+    left_out = set(exclude)
+    candidates = [each for each in _others(cluster, found.host, among) if each.name not in left_out]
+    return _choose(case, found, candidates, policy, promises)
 
 
 def _choose(
-    case: Case, guest: Guest, policy: Policy, promises: Collection[Promise], exclude: Collection[str]
+    case: Case, guest: Guest, candidates: list[Host], policy: Policy, promises: Collection[Promise]
 ) -> Choice:
-    own = [Reason(text, "see migrctl hosts") for text in _source_refusals(case.index, guest.host)]
+    own = [Reason(text, "see migrctl hosts") for text in _source_refusals(case.cluster, guest.host)]
     reasons = (*own, *guest_reasons(case, guest))
     # A promise to this very guest is the try before: it must not stand in its own way.
-    room = Room(case.index, policy, [each for each in promises if each.guest != guest.uuid])
-    left_out = set(exclude)
-    candidates = [host for host in _others(case.index, guest.host) if host.name not in left_out]
+    room = Room(case.cluster, policy, [each for each in promises if each.guest != guest.uuid])
     want = options(case, guest, candidates)
     if not reasons:
         target = place([want], room).targets.get(guest.uuid)
@@ -150,10 +156,15 @@ class _Spread:
     stuck: tuple[tuple[Guest, tuple[Blocker, ...]], ...]  # in the order of uuids
 
 
-def _spread(case: Case, guests: list[Guest], policy: Policy, promises: Collection[Promise]) -> _Spread:
+def _spread(
+    case: Case,
+    guests: list[Guest],
+    candidates: list[Host],
+    policy: Policy,
+    promises: Collection[Promise],
+) -> _Spread:
     """A target for every guest that can have one; for each other guest, every reason."""
-    room = Room(case.index, policy, promises)
-    candidates = _others(case.index, guests[0].host) if guests else []
+    room = Room(case.cluster, policy, promises)
     own = {guest.uuid: guest_reasons(case, guest) for guest in guests}
     wants = [options(case, guest, candidates) for guest in guests]
     placement = place([want for want in wants if want.possible and not own[want.guest.uuid]], room)
@@ -186,8 +197,8 @@ def _consented(
     return tuple(stops), tuple(blockers)
 
 
-def _host_refusals(index: Index, name: str, continuing: bool) -> tuple[str, ...]:
-    host = index.hosts.get(name)
+def _host_refusals(cluster: Cluster, name: str, continuing: bool) -> tuple[str, ...]:
+    host = cluster.hosts.get(name)
     if host is None:
         return (f"host {name} is unknown: see migrctl hosts",)
     found = []
@@ -197,15 +208,15 @@ def _host_refusals(index: Index, name: str, continuing: bool) -> tuple[str, ...]
         case HostState.DRAINED | HostState.OFF:
             found.append(f"{name} is {host.state} already: migrctl undrain {name} makes it usable again")
         case _:
-            found += _source_refusals(index, name)
-    if not any(other.state is HostState.ONLINE for other in _others(index, name)):
+            found += _source_refusals(cluster, name)
+    if not any(other.state is HostState.ONLINE for other in _others(cluster, name)):
         found.append(f"{name} is the last usable host: no other host is online to take its guests")
     return tuple(found)
 
 
-def _source_refusals(index: Index, name: str) -> tuple[str, ...]:
+def _source_refusals(cluster: Cluster, name: str) -> tuple[str, ...]:
     """Why nothing can leave this host live right now."""
-    host = index.hosts.get(name)
+    host = cluster.hosts.get(name)
     if host is None:
         return (f"host {name} is unknown: see migrctl hosts",)
     seen = host.state
@@ -222,8 +233,9 @@ def _unknown_names(here: Collection[Guest], host: str, allow_stop: Collection[st
     return tuple(f"--allow-stop {name}: no such guest on {host}" for name in sorted(set(allow_stop) - known))
 
 
-def _others(index: Index, host: str) -> list[Host]:
-    return [each for name, each in sorted(index.hosts.items()) if name != host]
+def _others(cluster: Cluster, host: str, among: Collection[str] | None = None) -> list[Host]:
+    names = sorted(cluster.hosts if among is None else cluster.hosts.keys() & set(among))
+    return [cluster.hosts[name] for name in names if name != host]
 
 
 def _move(guest: Guest, target: str, policy: Policy) -> Move:

@@ -9,12 +9,6 @@ from migrd.model import Cluster, Guest, Host, HostState
 from storage.words import DrbdVolume, OtherVolume
 
 
-def questions(cluster: Cluster, host: str) -> dict[str, Preflight]:
-    """For a drain of `host`: candidate -> what to ask it. Hosts with nothing to ask are left out."""
-    moving = [guest for guest in cluster.guests if guest.host == host]
-    return questions_for(cluster, moving)
-
-
 def questions_for(
     cluster: Cluster,
     guests: Iterable[Guest],
@@ -22,15 +16,19 @@ def questions_for(
     *,
     cold: bool = False,
 ) -> dict[str, Preflight]:
-    """For any set of guests (one migration, a restore); each CPU and volume once per candidate.
+    """For the guests of a drain, or one: candidate -> what to ask it, each CPU and volume once.
+
+    Hosts with nothing to ask are left out; `candidates`: hosts that may be asked, None = any.
 
     `cold`: guests that are shut off are asked for as well, and nobody's CPU.
     """
     stay = (DomainState.ABSENT,) if cold else (DomainState.SHUTOFF, DomainState.ABSENT)
     asking = sorted(guests, key=lambda guest: (guest.host, guest.uuid))
     found: dict[str, Preflight] = {}
-    for name, target in sorted(cluster.hosts.items()):
-        if target.state is not HostState.ONLINE or (candidates is not None and name not in candidates):
+    names = cluster.hosts if candidates is None else cluster.hosts.keys() & set(candidates)
+    for name in sorted(names):
+        target = cluster.hosts[name]
+        if target.state is not HostState.ONLINE:
             continue
         cpus: dict[str, None] = {}
         volumes: dict[str, AnyVolume] = {}

@@ -74,7 +74,6 @@ async def surface(limits: Limits) -> AsyncIterator[Surface]:
         exposition=lambda: b"migrd_up 1\n",
         version="1.2.3",
         limits=limits,
-        now_s=lambda: 100.0,
     )
     headers = {"Authorization": f"Bearer {TOKEN}"}
     async with (

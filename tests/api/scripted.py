@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Literal, TypeVar
 
 from agents.protocol import DomainState, MigrationProgress
@@ -48,11 +48,10 @@ def cluster() -> Cluster:
                 "h1",
                 HostState.ONLINE,
                 volumes={_DRBD.name: _report(Role.PRIMARY)},
-                last_heard_s=99.5,
                 has_bmc=True,
                 versions={"qemu": "7.2", "libvirt": "9.0"},
             ),
-            "h2": host("h2", HostState.ONLINE, volumes={_DRBD.name: web_there}, last_heard_s=100.0),
+            "h2": host("h2", HostState.ONLINE, volumes={_DRBD.name: web_there}),
             "h3": host("h3", HostState.SUSPECT, problems=("libvirt does not answer",)),
         },
         guests=(
@@ -126,6 +125,9 @@ class ScriptedControl:
 
     def cluster(self) -> Cluster:
         return self.snapshot
+
+    def silent_s(self) -> Mapping[str, float]:
+        return {"h1": 0.5, "h2": 0.0}
 
     def readiness(self) -> Readiness:
         return self.ready

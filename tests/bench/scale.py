@@ -8,7 +8,6 @@ not in it.
 from __future__ import annotations
 
 import asyncio
-import gc
 import random
 import resource
 import sys
@@ -292,8 +291,6 @@ async def _wave(hosts: int, guests: int, drains: int) -> tuple[float, float]:
         await asyncio.sleep(1.0)
         if all(host.observed is HostState.ONLINE for host in view.cluster().hosts.values()):
             break
-    gc.collect()
-    gc.freeze()
     loop.busy_s = 0.0
     probe = loop.create_task(loop.probe())
     began_s = loop.time()

@@ -151,7 +151,6 @@ async def cli(tmp_path: Path) -> AsyncIterator[Cli]:
         exposition=metrics.exposition,
         version="1.2.3",
         limits=Limits(keep_alive_s=0.2),
-        now_s=lambda: 100.0,
     )
     token = tmp_path / "token"
     token.write_text(TOKEN + "\n")

@@ -107,6 +107,9 @@ class FakeView:
                 guests += [guest_of(domain, name) for domain in report.domains]
         return Cluster(hosts=hosts, guests=tuple(guests))
 
+    def silent_s(self) -> Mapping[str, float]:
+        return dict.fromkeys(self.world.machines, 0.0)
+
     async def reread(self, host: str, *, storage: bool = False) -> HostReport:
         return await self.agents[host].report(storage=storage)
 

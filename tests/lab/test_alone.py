@@ -37,14 +37,14 @@ def names(directory: str) -> list[str]:
 def marked() -> list[str]:
     """Processes that carry the instance's mark, or name its directory."""
     found = []
-    signs = (f"MIGRD_LAB_OWNED={NAME}/".encode(), f"{ROOT}/{NAME}/".encode())
+    sign = f"{ROOT}/{NAME}/".encode()  # the mark holds it, too
     for entry in Path("/proc").iterdir():
         try:
             title = (entry / "cmdline").read_bytes()
             text = title + (entry / "environ").read_bytes()
         except OSError:
             continue  # no process, or one that has just ended
-        if any(sign in text for sign in signs):
+        if sign in text:
             found.append(f"{entry.name} {title!r}")
     return found
 

@@ -239,9 +239,11 @@ def test_many_at_once_hold_a_lock_one_by_one(own_root: Path) -> None:
 
 def test_what_a_killed_verb_left_running_is_found_and_ended(own_root: Path) -> None:
     (own_root / "t").mkdir()
-    marked = {**os.environ, process.MARK: f"t/{process.HELPER_ROLE}"}
+    marked = {**os.environ, process.MARK: process.mark("t", process.HELPER_ROLE)}
     helper = subprocess.Popen(["sleep", "60"], env=marked)
-    other = subprocess.Popen(["sleep", "60"], env={**marked, process.MARK: f"u/{process.HELPER_ROLE}"})
+    other = subprocess.Popen(
+        ["sleep", "60"], env={**marked, process.MARK: process.mark("u", process.HELPER_ROLE)}
+    )
     try:
         for _ in range(100):  # the mark shows once the exec is through
             if process.kill_helpers("t") == [helper.pid]:

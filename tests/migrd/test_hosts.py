@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.protocol import DomainState, Event
-from migrd.hosts import Followed, Thresholds, follow, host_state, identity_problems, observed_state
+from migrd.hosts import (
+    Followed,
+    Thresholds,
+    follow,
+    host_state,
+    identity_problems,
+    next_turn_s,
+    observed_state,
+)
 from migrd.model import HostState
 from tests.migrd.agent import domain, host_report
 
@@ -30,6 +39,22 @@ LIMITS = Thresholds(suspect_after_s=3.0, unreachable_after_s=10.0)
 )
 def test_silence_decides(age_s: float | None, state: HostState) -> None:
     assert observed_state(age_s, libvirt_ok=True, doubtful=False, thresholds=LIMITS) is state
+
+
+@pytest.mark.parametrize(
+    ("age_s", "turn_s"), [(None, math.inf), (0.0, 3.0), (2.0, 1.0), (3.0, 7.0), (10.0, math.inf)]
+)
+def test_a_snapshot_is_good_until_silence_counts(age_s: float | None, turn_s: float) -> None:
+    """The state does not change before `next_turn_s`, and does then."""
+    assert next_turn_s(age_s, LIMITS) == turn_s
+    if age_s is None or turn_s == math.inf:
+        return
+    then = {
+        later_s: observed_state(age_s + later_s, libvirt_ok=True, doubtful=False, thresholds=LIMITS)
+        for later_s in (0.0, turn_s - 0.001, turn_s)
+    }
+    assert then[0.0] is then[turn_s - 0.001]
+    assert then[0.0] is not then[turn_s]
 
 
 @pytest.mark.parametrize(("libvirt_ok", "doubtful"), [(False, False), (True, True), (False, True)])

@@ -32,8 +32,8 @@ def test_a_retry_is_not_in_its_own_way() -> None:
 def test_a_guest_goes_where_it_is_sent_or_the_reasons_are_sentences() -> None:
     before = with_host(three(guest("a", "h1")), host("h3", HostState.SUSPECT))
     facts = all_yes(before)
-    assert PLANNER.choose(before, "uuid-a", facts, promised={}, exclude=(), to="h2").host == "h2"
-    found = PLANNER.choose(before, "uuid-a", facts, promised={}, exclude=(), to="h3")
+    assert PLANNER.choose(before, "uuid-a", facts, promised={}, exclude=(), among=("h2",)).host == "h2"
+    found = PLANNER.choose(before, "uuid-a", facts, promised={}, exclude=(), among=("h3",))
     assert found.host == ""
     assert found.reasons == ("h3: host is suspect (check that h3 is up and its migrd-agent answers)",)
     nowhere = PLANNER.choose(before, "uuid-a", facts, promised={}, exclude=("h2", "h3"))

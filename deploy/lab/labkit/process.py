@@ -1,8 +1,9 @@
 """Long-running processes of a lab: started in their own session, found again after any crash, ended for sure.
 
 Every such process is recorded (pid and start time, so that a pid used again is not mistaken for it) and
-carries MIGRD_LAB_OWNED=NAME/ROLE in its environment. The record answers "is it running" at once, also in the
-instant of an exec when /proc shows no environment; the mark finds what a crash left without a record.
+carries MIGRD_LAB_OWNED=DIRECTORY/ROLE in its environment, with the directory of its instance: instances of
+one name below two roots have nothing to do with each other. The record answers "is it running" at once, also
+in the instant of an exec when /proc shows no environment; the mark finds what a crash left without a record.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def spawn(
     argv: Sequence[str], *, lab: str, role: str, log: Path, env: Mapping[str, str] | None = None
 ) -> int:
     """Start argv detached (own session, no terminal, output to `log`); returns its pid."""
-    environment = {**os.environ, **(env or {}), MARK: f"{lab}/{role}"}
+    environment = {**os.environ, **(env or {}), MARK: mark(lab, role)}
     with log.open("ab") as out:
         child = subprocess.Popen(
             list(argv),
@@ -57,6 +58,11 @@ def spawn(
     return child.pid
 
 
+def mark(lab: str, role: str) -> str:
+    """The value of MARK."""
+    return f"{ROOT / lab}/{role}"
+
+
 def owned(lab: str) -> list[Owned]:
     """Every live session leader that the lab has started, with or without a record."""
     found = []
@@ -71,7 +77,7 @@ def owned(lab: str) -> list[Owned]:
 
 def mark_helpers(lab: str) -> None:
     """Whatever this process runs from now on carries the lab's mark."""
-    os.environ[MARK] = f"{lab}/{HELPER_ROLE}"
+    os.environ[MARK] = mark(lab, HELPER_ROLE)
 
 
 def kill_helpers(lab: str) -> list[int]:
@@ -147,7 +153,7 @@ def _role(entry: Path, lab: str) -> str | None:
     ssh = parse_ssh_title(title.decode(errors="replace"), lab)
     if ssh is not None:
         return ssh  # what is left of its environment says that a verb started it
-    prefix = f"{MARK}={lab}/".encode()
+    prefix = f"{MARK}={mark(lab, '')}".encode()
     for item in environment.split(b"\0"):
         if item.startswith(prefix):
             return item[len(prefix) :].decode()
