@@ -20,6 +20,7 @@ from agents.inventory import Identity, Inventory
 from agents.ledger import Ledger
 from agents.protocol import Attempt, AttemptReport
 from agents.service import Service
+from agents.streams.words import Streams
 from agents.volumes import VolumeLooks
 from storage.driver import InUse
 
@@ -42,6 +43,7 @@ class Parts:
 
     hypervisor: RunnableHypervisor
     drivers: Drivers
+    streams: Streams
     discover: Discover
     in_use: InUse
     tool_versions: dict[str, str]
@@ -86,6 +88,7 @@ def assemble(
         ledger=ledger,
         hypervisor=parts.hypervisor,
         drivers=parts.drivers,
+        streams=parts.streams,
         in_use=parts.in_use,
         on_end=ended,
         attempts_max=limits.attempts,

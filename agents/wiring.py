@@ -17,6 +17,7 @@ from agents.discovery import Needs
 from agents.hypervisor.libvirt_hypervisor import LibvirtHypervisor
 from agents.hypervisor.libvirt_secrets import LibvirtSecrets
 from agents.hypervisor.words import DomainFull
+from agents.streams.sockets import Sockets
 from storage import discover
 from storage.domain_xml import UnreadableXmlError
 from storage.domain_xml import read as read_xml
@@ -46,6 +47,7 @@ async def real_parts(config: AgentConfig, version: str) -> Parts:
     return Parts(
         hypervisor=LibvirtHypervisor(config.libvirt_uri, call_deadline_s=config.limits.libvirt_deadline_s),
         drivers={"drbd": drbd, "iscsi": iscsi, "iscsi-qemu": iscsi_qemu},
+        streams=Sockets(run),
         discover=HostDiscover(
             devices, max_age_s=config.storage_s, deadline_s=config.limits.inspect_deadline_s
         ),

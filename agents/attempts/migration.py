@@ -15,8 +15,10 @@ from agents.attempts.control import Control
 from agents.attempts.mirror import Mirror
 from agents.attempts.outcomes import Ended
 from agents.attempts.storage_steps import Drivers
+from agents.attempts.switch_over import SwitchOver
 from agents.hypervisor.words import DomainFacts, Hypervisor, Job, MigrateRequest
 from agents.protocol import AttemptResult, DomainState, MigrateDomain, MigrationProgress, Outcome
+from agents.streams.words import Streams
 from storage.errors import Failed, Refused, Retryable, Unknown
 
 MOVABLE = (DomainState.RUNNING, DomainState.BLOCKED, DomainState.PAUSED)
@@ -33,6 +35,7 @@ class Pace:
     figures_s: float = 0.2  # for the event with the final figures
     blind_s: float = 60.0  # how long a followed job may be out of sight
     mirror_look_s: float = 5.0  # deadline of one look at the replication
+    switch_over_s: float = 2.0  # a guest paused for so long, and a target silent for so long: see switch_over
 
 
 def reasons_not_to_migrate(facts: DomainFacts) -> tuple[str, ...]:
@@ -45,7 +48,13 @@ def reasons_not_to_migrate(facts: DomainFacts) -> tuple[str, ...]:
 
 
 async def migrate(
-    command: MigrateDomain, hypervisor: Hypervisor, drivers: Drivers, control: Control, pace: Pace
+    command: MigrateDomain,
+    hypervisor: Hypervisor,
+    drivers: Drivers,
+    streams: Streams,
+    *,
+    control: Control,
+    pace: Pace,
 ) -> Ended:
     """Run the command. Raises Refused, Retryable, Failed (nothing was sent), Unknown (look at both hosts)."""
     mirror = Mirror(command, drivers, look_s=pace.mirror_look_s)
@@ -69,17 +78,18 @@ async def migrate(
         downtime_limit_ms=command.downtime_limit_ms,
         bandwidth_bps=command.bandwidth_bps,
     )
-    watch = _Watch(command, hypervisor, mirror, control, pace)
+    switch_over = SwitchOver(command, hypervisor, streams, patience_s=pace.switch_over_s)
+    watch = _Watch(command, hypervisor, mirror, switch_over, control=control, pace=pace)
     call = asyncio.create_task(hypervisor.migrate(request))
     try:
         await watch.until_ended(call)
         await call
     except Unknown as error:
         await watch.follow()
-        raise Unknown(*watch.why_aborted, *error.reasons) from None
+        raise Unknown(*watch.what_was_done, *error.reasons) from None
     except (Refused, Retryable, Failed) as error:
-        if watch.why_aborted:  # an aborted call proves less than one that failed by itself
-            raise Unknown(*watch.why_aborted, *error.reasons) from None
+        if watch.what_was_done:  # such a call proves less than one that failed by itself
+            raise Unknown(*watch.what_was_done, *error.reasons) from None
         raise
     finally:
         call.cancel()  # a thread that hangs in the call keeps its connection, not this attempt
@@ -89,24 +99,38 @@ async def migrate(
 
 
 async def adopt(
-    command: MigrateDomain, hypervisor: Hypervisor, drivers: Drivers, control: Control, pace: Pace
+    command: MigrateDomain,
+    hypervisor: Hypervisor,
+    drivers: Drivers,
+    streams: Streams,
+    *,
+    control: Control,
+    pace: Pace,
 ) -> Ended:
     """Follow a migration begun by a former life of this agent until its job ends. Always raises Unknown."""
     mirror = Mirror(command, drivers, look_s=pace.mirror_look_s)
-    watch = _Watch(command, hypervisor, mirror, control, pace)
+    switch_over = SwitchOver(command, hypervisor, streams, patience_s=pace.switch_over_s)
+    watch = _Watch(command, hypervisor, mirror, switch_over, control=control, pace=pace)
     try:
         await watch.follow()
     finally:
         watch.close()
     control.latest = await watch.final_figures()  # if it moved, the daemon still learns its downtime
-    raise Unknown("the agent restarted while this migration ran: look at both hosts")
+    raise Unknown(*watch.what_was_done, "the agent restarted while this migration ran: look at both hosts")
 
 
 class _Watch:
-    """Polls one migration: progress out, abort in. `close()` ends the watch over its replication."""
+    """Polls one migration: progress out, abort in. `close()` ends the watches beside it."""
 
     def __init__(
-        self, command: MigrateDomain, hypervisor: Hypervisor, mirror: Mirror, control: Control, pace: Pace
+        self,
+        command: MigrateDomain,
+        hypervisor: Hypervisor,
+        mirror: Mirror,
+        switch_over: SwitchOver,
+        *,
+        control: Control,
+        pace: Pace,
     ) -> None:
         self._command = command
         self._hypervisor = hypervisor
@@ -119,10 +143,18 @@ class _Watch:
         self._give_up_at: float | None = None
         self.why_aborted: tuple[str, ...] = ()
         self._apart = asyncio.create_task(mirror.until_apart(pace.poll_s))
+        self._switch_over = switch_over
+        self._watching = asyncio.create_task(switch_over.watch(pace.poll_s))
+
+    @property
+    def what_was_done(self) -> tuple[str, ...]:
+        """To a migration that has failed since."""
+        return (*self.why_aborted, *self._switch_over.why_cut)
 
     def close(self) -> None:
-        """Nobody watches the replication any more."""
+        """Nobody watches the replication and the target any more."""
         self._apart.cancel()
+        self._watching.cancel()
 
     async def until_ended(self, call: asyncio.Task[None]) -> None:
         """Return when the call has ended. Raises Unknown when it did not end long after an abort."""

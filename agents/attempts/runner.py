@@ -40,6 +40,7 @@ from agents.protocol import (
     StartDomain,
     SweepTarget,
 )
+from agents.streams.words import Streams
 from storage.driver import InUse
 
 Key = tuple[str, str, int]
@@ -94,6 +95,7 @@ class Attempts:
         ledger: Ledger,
         hypervisor: Hypervisor,
         drivers: Drivers,
+        streams: Streams,
         in_use: InUse,
         on_end: OnEnd,
         attempts_max: int = 16,
@@ -104,6 +106,7 @@ class Attempts:
         self._ledger = ledger
         self._hypervisor = hypervisor
         self._drivers = drivers
+        self._streams = streams
         self._in_use = in_use
         self._on_end = on_end
         self._attempts_max = attempts_max
@@ -258,13 +261,22 @@ class Attempts:
     async def _adopt(self, live: Live) -> Ended:
         command = live.attempt.command
         if isinstance(command, MigrateDomain):
-            return await adopt(command, self._hypervisor, self._drivers, live.control, self._pace)
+            return await adopt(
+                command, self._hypervisor, self._drivers, self._streams, control=live.control, pace=self._pace
+            )
         return Ended(outcome=Outcome.UNKNOWN, reasons=("the agent restarted while this ran",))
 
     async def _do(self, live: Live) -> Ended:  # noqa: PLR0911 - a table
         match live.attempt.command:
             case MigrateDomain() as command:
-                return await migrate(command, self._hypervisor, self._drivers, live.control, self._pace)
+                return await migrate(
+                    command,
+                    self._hypervisor,
+                    self._drivers,
+                    self._streams,
+                    control=live.control,
+                    pace=self._pace,
+                )
             case SweepTarget() as command:
                 return await sweep(command, self._hypervisor)
             case ShutdownDomain() as command:

@@ -80,6 +80,12 @@ class LibvirtHypervisor:
         """See words.Hypervisor."""
         return await self._read(lambda connection: libvirt_reads.facts(connection, uuid))
 
+    async def handing_over(self, uuid: str) -> bool:
+        """See words.Hypervisor."""
+        return await self._read(
+            lambda connection: libvirt_reads.handing_over(connection, uuid), link=self._status
+        )
+
     async def cpu_reasons(self, question: str) -> tuple[str, ...]:
         """See words.Hypervisor."""
         return await self._read(lambda connection: libvirt_cpu.cpu_reasons(connection, question))

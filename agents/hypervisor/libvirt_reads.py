@@ -56,6 +56,18 @@ def facts(connection: Any, uuid: str) -> DomainFacts:
     return DomainFacts.absent(uuid) if found is None else found
 
 
+def handing_over(connection: Any, uuid: str) -> bool:
+    """Paused with the reason "migration". virDomainGetState alone: job statistics would wait for a QEMU that
+    is stuck in the network (seen: until the call's deadline)."""
+    domain = find(connection, uuid)
+    try:
+        return domain is not None and state_of(*domain.state()) == (DomainState.PAUSED, "migration")
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in _GONE:
+            return False
+        raise
+
+
 def job_stats(domain: Any) -> Mapping[str, object] | None:
     """virDomainGetJobStats of a job that runs; None when there is none. Never waits for another call.
 

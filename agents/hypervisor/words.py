@@ -105,6 +105,14 @@ class Hypervisor(Protocol):
         """One domain, never from a cache. Raises Retryable."""
         ...
 
+    async def handing_over(self, uuid: str) -> bool:
+        """Is the guest paused because a migration from here is in its switch-over, as far as the state says?
+
+        Waits for no other call on the domain, and for no QEMU. False for a domain that is not here. Raises
+        Retryable.
+        """
+        ...
+
     async def cpu_reasons(self, question: str) -> tuple[str, ...]:
         """Why this host cannot run a guest with that machine and CPU (agents.cpu_question). Retryable."""
         ...

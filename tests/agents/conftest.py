@@ -16,7 +16,7 @@ from agents.config import AgentConfig, Limits, Listen
 from agents.daemon import Running
 from agents.daemon import running as run_agent
 from agents.tls import TlsFiles, client_context, server_context
-from tests.agents.fakes import FakeDiscover, FakeDriver, FakeHypervisor, FakeInUse
+from tests.agents.fakes import FakeDiscover, FakeDriver, FakeHypervisor, FakeInUse, FakeStreams
 from tests.certs import issue, make_ca
 
 
@@ -95,6 +95,7 @@ def start(certificates: Certificates, tmp_path: Path) -> StartWorld:
         parts = Parts(
             hypervisor=hypervisor,
             drivers={"drbd": driver, "iscsi": driver},
+            streams=FakeStreams(),
             discover=FakeDiscover(),
             in_use=in_use,
             tool_versions={"drbd-utils": "9.22.0"},

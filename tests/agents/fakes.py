@@ -6,7 +6,7 @@ The simulator may use them too: nothing here knows of a test framework.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 from agents.discovery import Needs
@@ -19,6 +19,7 @@ from agents.hypervisor.words import (
     MigrateRequest,
 )
 from agents.protocol import DomainState, MigrationProgress
+from agents.streams.words import Stream
 from storage.calls import Lane, NoSlot, TimedOut
 from storage.errors import Refused, Retryable, Unknown
 from storage.words import (
@@ -37,6 +38,24 @@ def running(uuid: str, *, name: str = "", job: bool = False) -> DomainFull:
     """A running, persistent guest."""
     facts = DomainFacts(uuid=uuid, state=DomainState.RUNNING, reason="booted", persistent=True, job=job)
     return DomainFull(facts=facts, name=name or uuid, autostart=False, live_xml="<domain/>", xml="<domain/>")
+
+
+class FakeStreams:
+    """Connections as a test lists them. What is cut fails the migration, as QEMU's own error would."""
+
+    def __init__(self) -> None:
+        self.found: tuple[Stream, ...] = ()
+        self.asked: list[tuple[str, str, tuple[str, ...]]] = []
+        self.was_cut: list[str] = []
+        self.on_cut: Callable[[], None] = lambda: None
+
+    async def to_host(self, uuid: str, host: str, besides: Collection[str]) -> tuple[Stream, ...]:
+        self.asked.append((uuid, host, tuple(besides)))
+        return self.found
+
+    async def cut(self, stream: Stream) -> None:
+        self.was_cut.append(stream.remote)
+        self.on_cut()
 
 
 class FakeHypervisor:
@@ -103,6 +122,10 @@ class FakeHypervisor:
         await self._answer()
         found = self.domains.get(uuid)
         return DomainFacts.absent(uuid) if found is None else found.facts
+
+    async def handing_over(self, uuid: str) -> bool:
+        facts = await self.facts(uuid)
+        return facts.state is DomainState.PAUSED and facts.reason == "migration"
 
     async def cpu_reasons(self, question: str) -> tuple[str, ...]:
         await self._answer()

@@ -12,7 +12,7 @@ from agents.hypervisor import states
 from agents.hypervisor.words import Job
 from agents.protocol import MigrateDomain, MigrationProgress
 from storage.errors import Unknown
-from tests.agents.fakes import FakeHypervisor, running
+from tests.agents.fakes import FakeHypervisor, FakeStreams, running
 
 OURS = Job(outgoing=True, progress=MigrationProgress(memory_total_bytes=9))
 ARRIVAL = Job(outgoing=False, foreign=True, progress=MigrationProgress())
@@ -27,7 +27,7 @@ async def follow(
     command = MigrateDomain(uuid="u", target_uri="a", target_address="b", deadline_s=deadline_s)
     with pytest.raises(Unknown) as caught:
         async with asyncio.timeout(5):
-            await adopt(command, hypervisor, {}, control, PACE)
+            await adopt(command, hypervisor, {}, FakeStreams(), control=control, pace=PACE)
     return tuple(caught.value.reasons)
 
 

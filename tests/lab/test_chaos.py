@@ -12,15 +12,13 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.lab.cluster import MOVER, MOVER_DIRTY_MIB_S, Cluster
+from tests.lab.cluster import MOVER, MOVER_DIRTY_MIB_S, SILENT_PEER_MS, Cluster
 from tests.lab.labctl import until
 
 pytestmark = pytest.mark.lab
 CUT_S = 20.0
 KILLS = 10
 STARTED = 0.8  # of the kills wait for the daemon to answer first; the others hit it while it starts
-# A peer that falls silent: DRBD waits 6 s before it goes on alone, a copy that hangs is given up later.
-SILENT_PEER_MS = 15_000.0
 # Cut off between pause and resume, the guest waits for the cable, or for libvirt's keepalive (30 s).
 STOPPED_STREAM_MS = (CUT_S + 30.0) * 1000
 

@@ -1,15 +1,27 @@
-"""A drain does not wait for a dead target: its BMC says off, so another one is taken (I3, I5, I15)."""
+"""Nobody waits for a dead target: the drain takes another one, and a guest in its switch-over runs on."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.lab.cluster import MOVER_DIRTY_MIB_S, Cluster
+from tests.lab.cluster import MOVER_DIRTY_MIB_S, SILENT_PEER_MS, Cluster
+from tests.lab.labctl import until
 
 pytestmark = pytest.mark.lab
 
+# A switch-over that takes seconds, so that the power can be cut in the middle of it: the copying crawls, and
+# a downtime of ten minutes is said to be welcome.
+LONG_SWITCH_OVER = """
+until virsh domjobinfo GUEST | grep -q 'Memory processed'; do sleep 0.1; done
+virsh migrate-setspeed GUEST 1
+sleep 1.5  # the agent has set its own limit by then
+virsh migrate-setmaxdowntime GUEST 600000
+until virsh domstate GUEST --reason | grep -q 'paused (migrating)'; do sleep 0.05; done
+"""
+
 
 def test_drain_whose_target_lost_its_power_takes_another_one(cluster: Cluster) -> None:
+    """I3, I15: its BMC says off."""
     guest = cluster.guest("retry", "h1", "iscsi", dirty=MOVER_DIRTY_MIB_S)
     drain = cluster.in_background("drain", "h1")
     dead = cluster.copying(guest)["target"]
@@ -23,4 +35,26 @@ def test_drain_whose_target_lost_its_power_takes_another_one(cluster: Cluster) -
     cluster.ctl.lab("power", dead, "on")
     cluster.settle()
     assert cluster.assert_clean(guest) == alive
-    cluster.assert_nobody_noticed()
+    cluster.assert_nobody_noticed(outage_limit_ms=SILENT_PEER_MS)
+
+
+def test_guest_in_its_switch_over_runs_on_when_the_target_loses_its_power(cluster: Cluster) -> None:
+    """I5: QEMU waits in the kernel for a dead peer, paused and deaf to libvirt, for a quarter of an hour."""
+    guest = cluster.guest("midway", "h1", "iscsi", dirty=MOVER_DIRTY_MIB_S)
+    asked = cluster.in_background("migrate", guest, "--to", "h2")
+    paused = cluster.ctl.sh("h1", "sh", "-c", LONG_SWITCH_OVER.replace("GUEST", guest))
+    assert paused.rc == 0, paused.err
+    cluster.ctl.lab("cut", "h2")
+
+    def runs() -> bool:
+        return "running" in cluster.ctl.sh("h1", "virsh", "domstate", guest).out
+
+    until("it runs again", runs, deadline_s=SILENT_PEER_MS / 1000)
+    ended = cluster.finished(cluster.operations(kind="migrate", subject=guest)[0]["id"])
+    asked.communicate(timeout=30)
+    assert ended["state"] == "undone", ended
+    assert "the connection was cut" in ended["reason"]
+    cluster.ctl.lab("power", "h2", "on")
+    cluster.settle()
+    assert cluster.assert_clean(guest) == "h1"
+    cluster.assert_nobody_noticed(outage_limit_ms=SILENT_PEER_MS)

@@ -87,6 +87,10 @@ class SimHypervisor:
         await self._call()
         return self._facts(uuid)
 
+    async def handing_over(self, uuid: str) -> bool:
+        facts = await self.facts(uuid)
+        return facts.state is DomainState.PAUSED and facts.reason == "migration"
+
     async def cpu_reasons(self, question: str) -> tuple[str, ...]:
         await self._call()
         return ()

@@ -4,6 +4,9 @@ prepare -> copy -> switch -> confirm -> ended. Broken before the switch-over it 
 and an incoming QEMU that the target's libvirtd kills when it notices. The switch-over and what follows
 end as they began, except by loss of power. (Real libvirt has one more way to go wrong: the connection lost
 in the very instant of the switch-over. Source and target may then both resume; nothing above can prevent it.)
+
+A target that loses its power in the switch-over: QEMU had sent all, and libvirt lets the guest run again, or
+it had not, and is stuck in the kernel with the guest paused, until TCP gives up or somebody cuts the stream.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ NOTICED_LATE_S = (5.0, 25.0)  # ... or has to wait for its keepalive
 UNKNOWABLE_S = 1.5  # replication lost right before the switch-over: libvirt has no way to hold it back
 FORGOTTEN = 0.2  # share of left-overs that libvirtd does not clear away in any useful time
 FORGOTTEN_S = 3600.0
+TCP_GIVES_UP_S = 924.0  # tcp(7), tcp_retries2
+STUCK_AT_MOST_S = 30.0  # longer than a slow agent needs to see it and to cut the stream
 MIB = 1 << 20
 
 
@@ -45,6 +50,7 @@ class Migration:
         self._copy_s = world.between(COPY_S if world.rng.random() < 0.7 else LONG_COPY_S)
         self._began_s = world.loop.time()
         self._incoming: Domain | None = None  # this migration's own, not a later one's
+        self.stuck_s = 0.0  # since then
 
     @property
     def name(self) -> str:
@@ -163,6 +169,9 @@ class Migration:
             return
         if not self._here.powered:
             self._source_lost()
+        elif self.phase == "stuck":
+            if self._there.powered and self.world.linked(self.source, self.target):
+                self.cut()  # a kernel that does not know the stream resets it
         elif not self._there.powered:
             self._target_lost()
         elif self.phase in ("prepare", "copy") and not self._here.domains[self.uuid].process:
@@ -182,7 +191,7 @@ class Migration:
 
     def broken(self, message: str, *, late: bool, code: int = INTERNAL_ERROR) -> None:
         """Before the switch-over: the guest stays, the incoming QEMU goes once libvirtd there notices."""
-        if self.phase in ("switch", "confirm", "ended"):
+        if self.phase in ("switch", "stuck", "confirm", "ended"):
             return
         arrived = self.phase == "copy"
         self._fail(code, message)
@@ -202,9 +211,25 @@ class Migration:
         if self.phase == "confirm":  # its QEMU was to go in any case: what counts has moved
             self._confirmed()
             return
+        if self.phase == "switch" and int(self._copy_s * 1000) % 2:  # no dice: plans of old seeds stay
+            self.phase, self.stuck_s = "stuck", self.world.loop.time()
+            self.world.later(TCP_GIVES_UP_S, self.cut)
+            self.world.later(STUCK_AT_MOST_S, self._still_stuck)
+            return
         if self.phase == "switch":
             self._resume_source()
         self._fail(INTERNAL_ERROR, "unable to write to migration stream: Connection timed out")
+
+    def _still_stuck(self) -> None:
+        """Whoever was there all the time should have let the guest run again."""
+        if self.phase == "stuck" and self.world.watched_since(self.source) <= self.stuck_s:
+            self.world.trace.violate("I5", f"{self.name} stays paused for a target that is dead")
+
+    def cut(self) -> None:
+        """The stream is broken off: QEMU wakes up, and the guest runs where it was."""
+        if self.phase == "stuck":
+            self._resume_source()
+            self._fail(INTERNAL_ERROR, "unable to write to migration stream: Broken pipe")
 
     def _resume_source(self) -> None:
         domain = self._here.domains[self.uuid]
@@ -268,7 +293,7 @@ class Migrations:
     def switching(self, uuid: str) -> bool:
         """Does the guest change hosts at this moment?"""
         found = self._all.get(uuid)
-        live = found is not None and found.phase in ("switch", "confirm")
+        live = found is not None and found.phase in ("switch", "stuck", "confirm")
         return live or self.cold.starting(uuid)
 
     def critical(self, host: str) -> bool:

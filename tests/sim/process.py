@@ -28,6 +28,7 @@ from tests.sim.host import Effects, Host, Trouble
 from tests.sim.hypervisor import SimHypervisor
 from tests.sim.migration import Migrations
 from tests.sim.network import Network, Server
+from tests.sim.streams import SimStreams
 from tests.sim.world import Machine, World
 
 WRITE_S = 0.002
@@ -205,6 +206,7 @@ class AgentProcess(Process):
         parts = Parts(
             hypervisor=SimHypervisor(host),
             drivers=drivers(host),
+            streams=SimStreams(host),
             discover=host.discover,
             in_use=host.in_use,
             tool_versions={},

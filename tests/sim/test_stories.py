@@ -204,3 +204,29 @@ def test_i5_a_guest_that_ignores_its_power_button_keeps_running_and_one_that_fol
     for seed in range(3):
         for how in ("once", "never", "late"):
             tell(partial(story, how, seed))
+
+
+def test_i5_a_guest_in_its_switch_over_does_not_wait_for_a_target_that_is_dead() -> None:
+    """Seen in the lab: QEMU sat in the kernel for minutes, deaf to libvirt, with the guest paused."""
+    cuts: list[Happened] = []
+
+    async def story(seed: int) -> None:
+        async with Sim(seed=seed) as sim:
+            three(sim)
+            sim.world.add_iscsi("g", "h1")
+            await sim.start()
+            operation = await sim.migrate("g", "h2")
+            await told(sim, "pauses for the switch-over")
+            sim.cut("h2")
+            await sim.pass_time(10.0)
+            assert sim.where("g") == ["h1"]
+            await sim.until(lambda: not sim.open_operations(), at_most_s=300)
+            assert state(sim, operation) == "undone"
+            cuts.extend(each for each in sim.trace.log if "Broken pipe" in each.text)
+            sim.power_on("h2")
+            await converge(sim)
+            sim.check_end()
+
+    for seed in range(12):
+        tell(partial(story, seed))
+    assert cuts

@@ -1,0 +1,1 @@
+"""The TCP connections over which guests leave this host."""
