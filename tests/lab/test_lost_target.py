@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lab.cluster import MOVER_DIRTY_MIB_S, SILENT_PEER_MS, Cluster
+from tests.lab.cluster import CRAWL_MIB_S, MOVER_DIRTY_MIB_S, SILENT_PEER_MS, Cluster
 from tests.lab.labctl import until
 
 pytestmark = pytest.mark.lab
@@ -22,7 +22,8 @@ until virsh domstate GUEST --reason | grep -q 'paused (migrating)'; do sleep 0.0
 
 def test_drain_whose_target_lost_its_power_takes_another_one(cluster: Cluster) -> None:
     """I3, I15: its BMC says off."""
-    guest = cluster.guest("retry", "h1", "iscsi", dirty=MOVER_DIRTY_MIB_S)
+    guest = cluster.guest("retry", "h1", "iscsi")
+    cluster.copy_at(guest, "h1", CRAWL_MIB_S)
     drain = cluster.in_background("drain", "h1")
     dead = cluster.copying(guest)["target"]
     alive = ({"h2", "h3"} - {dead}).pop()
