@@ -47,14 +47,14 @@ fmt: venv
 	$(BIN)/ruff check --fix .
 
 unit: venv
-	$(BIN)/pytest -q -n 2 $(UNIT)
+	$(BIN)/pytest -q -n 4 --dist worksteal $(UNIT) # many of them wait for programs
 
 lab-test: image
 	$(BIN)/pytest -v --durations=20 tests/lab
 
 # On the simulator: killed at every step, 500 fresh seeds, the kept ones, guards removed one at a time, scenarios.
 sim-test: venv
-	$(BIN)/pytest -q -n 2 --durations=10 tests/sim tests/scenarios
+	$(BIN)/pytest -q -n 2 --dist worksteal --durations=10 tests/sim tests/scenarios
 
 sim: venv
 	@$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED)) $(if $(RUNS),--runs $(RUNS))
