@@ -54,6 +54,7 @@ class Placement:
         self._view = view
         self._power = power
         self._dark: set[str] = set()  # silent, and without power when their BMC was asked
+        self._darkened: tuple[Cluster, frozenset[str], Cluster] | None = None  # view, dark hosts, together
         self._interviewer = interviewer
         self._planner = planner
         self._clock = clock
@@ -65,44 +66,45 @@ class Placement:
     async def plan_drain(self, host: str, allow_stop: Collection[str]) -> Plan:
         """The plan for a drain that would begin now."""
         async with self._lock:
-            plan = await self._plan_drain(host, allow_stop)
+            plan = await self._plan_drain(host, allow_stop, self._shortlist(host))
             if plan.refusals or plan.blockers:
                 await self._look_again(host)
                 plan = await self._plan_drain(host, allow_stop)
             return plan
 
-    async def _plan_drain(self, host: str, allow_stop: Collection[str]) -> Plan:
+    async def _plan_drain(self, host: str, allow_stop: Collection[str], short: Among = None) -> Plan:
         async def plan(among: Among) -> Plan:
             facts = await self._ask(host, among=among)
             return self._planner.plan_drain(
                 self._cluster(), host, facts, allow_stop=allow_stop, promised=self._promised(), among=among
             )
 
-        return await _short_then_all(plan, self._shortlist(host), _is_whole)
+        return await _short_then_all(plan, short, _is_final)
 
     async def plan_migrate(self, guest: Guest, to: str | None, *, cold: bool = False) -> Plan:
         """The plan for one move that would begin now; `to`: the only target that is wanted."""
         async with self._lock:
-            plan = await self._plan_migrate(guest, to, cold)
+            short = self._shortlist(guest.host, guest.uuid) if to is None else None
+            plan = await self._plan_migrate(guest, to, cold, short)
             if plan.refusals or plan.blockers:
                 await self._look_again(guest.host, to or "")
                 plan = await self._plan_migrate(guest, to, cold)
             return plan
 
-    async def _plan_migrate(self, guest: Guest, to: str | None, cold: bool) -> Plan:
+    async def _plan_migrate(self, guest: Guest, to: str | None, cold: bool, short: Among = None) -> Plan:
         async def plan(among: Among) -> Plan:
             facts = await self._ask(guest.host, guest.uuid, cold=cold, among=among if to is None else (to,))
             return self._planner.plan_migrate(
                 self._cluster(), guest.uuid, to, facts, promised=self._promised(), cold=cold, among=among
             )
 
-        short = self._shortlist(guest.host, guest.uuid) if to is None else None
-        return await _short_then_all(plan, short, lambda made: bool(made.moves))
+        return await _short_then_all(plan, short, lambda made: bool(made.moves or made.refusals))
 
     async def choose(self, command: Choose) -> Chosen:
         """A target for one guest, held for it until its move is journalled."""
         async with self._lock:
-            chosen = await self._choose(command)
+            short = self._shortlist(command.source, command.guest, command.exclude)
+            chosen = await self._choose(command, short)
             if not chosen.target:
                 others = [g.host for g in self._view.cluster().instances(command.guest)]
                 silent = await self._look_again(command.source, command.to, *others)
@@ -113,7 +115,7 @@ class Placement:
                 self._held[command.guest] = (chosen.target, self._clock.monotonic())
             return chosen
 
-    async def _choose(self, command: Choose) -> Chosen:
+    async def _choose(self, command: Choose, short: Among = None) -> Chosen:
         here = self._view.cluster().on_host(command.guest, command.source)
         if here is None or not here.state.has_process:
             reason = f"the guest {'is no longer' if here is None else 'does not run'} on {command.source}"
@@ -133,7 +135,6 @@ class Placement:
         if command.to:
             target = await choose((command.to,))
         else:
-            short = self._shortlist(command.source, command.guest, command.exclude)
             target = await _short_then_all(choose, short, lambda found: bool(found.host))
         return Chosen(guest=command.guest, target=target.host, reasons=target.reasons)
 
@@ -174,8 +175,14 @@ class Placement:
             for name in self._dark
             if name in cluster.hosts and cluster.hosts[name].observed is not HostState.ONLINE
         }
-        hosts = {name: replace(cluster.hosts[name], state=HostState.OFF) for name in self._dark}
-        return replace(cluster, hosts={**cluster.hosts, **hosts}) if hosts else cluster
+        if not self._dark:
+            return cluster
+        seen = self._darkened
+        if seen is None or seen[0] is not cluster or seen[1] != self._dark:  # its indexes are kept with it
+            hosts = {name: replace(cluster.hosts[name], state=HostState.OFF) for name in self._dark}
+            darkened = replace(cluster, hosts={**cluster.hosts, **hosts})
+            seen = self._darkened = (cluster, frozenset(self._dark), darkened)
+        return seen[2]
 
     def volumes_of(self, guest: str) -> tuple[AnyVolume, ...]:
         """What drivers can let go of, as the newest reports name it."""
@@ -359,9 +366,12 @@ async def _short_then_all(
     return await plan(None)
 
 
-def _is_whole(plan: Plan) -> bool:
-    """Every guest moves. One that would be stopped may have a place on a host that was left out (I5)."""
-    return not (plan.refusals or plan.blockers or plan.stops)
+def _is_final(plan: Plan) -> bool:
+    """Every guest moves, or the host itself is the reason why none does.
+
+    A guest that would be stopped may have a place on a host that was left out (I5).
+    """
+    return bool(plan.refusals) or not (plan.blockers or plan.stops)
 
 
 def find_guest(cluster: Cluster, name: str) -> tuple[Guest, ...]:

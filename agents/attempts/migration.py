@@ -71,15 +71,16 @@ async def migrate(
         raise Retryable(f"domain {command.uuid}: another libvirt job runs on it")
     if control.abort.is_set():
         raise Failed("aborted before it began")
+    switch_over = SwitchOver(command, hypervisor, streams, patience_s=pace.switch_over_s)
+    watch = _Watch(command, hypervisor, mirror, switch_over, control=control, pace=pace)
     request = MigrateRequest(
         uuid=command.uuid,
         target_uri=command.target_uri,
         target_address=command.target_address,
         downtime_limit_ms=command.downtime_limit_ms,
         bandwidth_bps=command.bandwidth_bps,
+        unwanted=lambda: bool(watch.why_aborted),
     )
-    switch_over = SwitchOver(command, hypervisor, streams, patience_s=pace.switch_over_s)
-    watch = _Watch(command, hypervisor, mirror, switch_over, control=control, pace=pace)
     call = asyncio.create_task(hypervisor.migrate(request))
     try:
         await watch.until_ended(call)
@@ -192,7 +193,7 @@ class _Watch:
                     return
             await asyncio.sleep(self._pace.poll_s)
         raise Unknown(
-            *self.why_aborted,
+            *self.what_was_done,
             f"a job still runs on the domain after {self._command.deadline_s:g} s and a grace",
         )
 

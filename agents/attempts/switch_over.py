@@ -15,14 +15,14 @@ find out, by its keepalive.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from collections.abc import Mapping
 
 import structlog
 
 from agents.hypervisor.words import Hypervisor
 from agents.protocol import MigrateDomain
 from agents.streams.sockets import host_in
-from agents.streams.words import Stream, Streams, is_dead
+from agents.streams.words import Ends, Stream, Streams, asked_in_vain
 from storage.errors import OutcomeError, Retryable
 from storage.words import IscsiQemuVolume
 
@@ -30,7 +30,10 @@ log = structlog.get_logger()
 
 
 class SwitchOver:
-    """`why_cut`: what was found when the connection was cut; empty while it was not."""
+    """`patience_s`: a target is given up when it acknowledged nothing for so long, half of it under our eyes.
+
+    `why_cut`: what was done to the connection, or could not be done; empty while nothing was tried.
+    """
 
     def __init__(
         self, command: MigrateDomain, hypervisor: Hypervisor, streams: Streams, *, patience_s: float
@@ -43,37 +46,69 @@ class SwitchOver:
         self._hypervisor = hypervisor
         self._streams = streams
         self._patience_s = patience_s
+        self._target: frozenset[str] = frozenset()
+        self._besides: frozenset[str] = frozenset()
+        self._in_vain: Mapping[Ends, float] = {}
+        self._paused_at: float | None = None
         self.why_cut: tuple[str, ...] = ()
 
     async def watch(self, poll_s: float) -> None:
         """Never returns. Its caller ends it."""
-        loop = asyncio.get_running_loop()
-        paused_at: float | None = None
+        complained = False
         while True:
+            try:
+                await self._look()
+            except OutcomeError as error:
+                if not complained:
+                    log.warning("a switch-over cannot be watched", uuid=self._uuid, reasons=error.reasons)
+                complained = True
+            except Exception:  # a bug must not end the watch
+                if not complained:
+                    log.exception("a switch-over cannot be watched", uuid=self._uuid)
+                complained = True
             await asyncio.sleep(poll_s)
-            with contextlib.suppress(Retryable):  # not seen to run, either
-                if not await self._hypervisor.handing_over(self._uuid):
-                    paused_at = None
-                    continue
-                paused_at = loop.time() if paused_at is None else paused_at
-            if paused_at is not None and loop.time() - paused_at >= self._patience_s:
-                await self._cut_dead()
+
+    async def _look(self) -> None:
+        if not self._target:  # at the beginning, while names can be resolved
+            await self._resolve()
+        now_s = asyncio.get_running_loop().time()
+        try:
+            if await self._hypervisor.handing_over(self._uuid):
+                self._paused_at = now_s if self._paused_at is None else self._paused_at
+            else:
+                self._paused_at, self._in_vain = None, {}
+        except Retryable:
+            pass  # not seen to run, either
+        if self._paused_at is not None and now_s - self._paused_at >= self._patience_s / 2:
+            await self._cut_dead()
+
+    async def _resolve(self) -> None:
+        besides = set()
+        for portal in self._portals:
+            host, _, port = portal.rpartition(":")
+            found = await self._streams.addresses(host.strip("[]"))
+            besides |= {f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in found}
+        self._besides = frozenset(besides)
+        self._target = await self._streams.addresses(self._host)
 
     async def _cut_dead(self) -> None:
-        try:
-            for stream in await self._streams.to_host(self._uuid, self._host, self._portals):
-                if is_dead(stream, self._patience_s):
-                    await self._cut(stream)
-        except OutcomeError as error:
-            log.warning("a migration's connection could not be looked at or cut", reasons=error.reasons)
-        except Exception:  # a bug must not end the watch
-            log.exception("a migration's connection could not be looked at or cut")
+        seen = await self._streams.to(self._uuid, self._target, self._besides)
+        now_s = asyncio.get_running_loop().time()
+        self._in_vain = asked_in_vain(self._in_vain, seen, now_s)
+        for stream in seen:
+            since_s = self._in_vain.get(stream.ends, now_s)
+            if now_s - since_s >= self._patience_s / 2 and stream.unheard_s >= self._patience_s:
+                await self._cut(stream)
 
     async def _cut(self, stream: Stream) -> None:
-        why = (
-            f"paused for the switch-over while {stream.remote} acknowledged nothing for "
-            f"{stream.unheard_s:.1f} s: the connection was cut"
-        )
-        log.warning("a migration's connection is cut", uuid=self._uuid, why=why)
-        await self._streams.cut(stream)
-        self.why_cut = (why,)
+        silence = f"{stream.remote} acknowledged nothing for {stream.unheard_s:.1f} s"
+        found = f"paused for the switch-over while {silence}"
+        # Said before it is done: libvirt's answer may be here before ours.
+        self.why_cut = (f"{found}: the connection was cut",)
+        try:
+            was_there = await self._streams.cut(stream)
+        except OutcomeError as error:
+            self.why_cut = (f"{found}, and the connection could not be cut", *error.reasons)
+            raise
+        if was_there:
+            log.warning("a migration's connection was cut", uuid=self._uuid, why=found)

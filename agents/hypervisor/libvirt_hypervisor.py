@@ -41,6 +41,8 @@ class LibvirtHypervisor:
         )
         self._status = Link(uri, "libvirt-status", slots=STATUS_SLOTS)
         self._abort = Link(uri, "libvirt-abort", slots=1)
+        # Beside the status link, whose slots the job statistics of a QEMU that is stuck can take.
+        self._state = Link(uri, "libvirt-state", slots=1)
         self._cache = libvirt_reads.Cache()
         self._reporting = asyncio.Lock()
         self._job_completed = asyncio.Event()
@@ -61,12 +63,12 @@ class LibvirtHypervisor:
             await asyncio.sleep(RECONNECT_POLL_S)
             if not eventloop.alive() and self._query.trouble is None:
                 raise RuntimeError("libvirt's event loop thread ended")
-            if any(link.exhausted for link in (self._query, self._status, self._abort)):
+            if any(link.exhausted for link in (self._query, self._status, self._abort, self._state)):
                 raise RuntimeError("too many libvirt calls hang for ever; the agent has to start anew")
 
     async def close(self) -> None:
         """Close the connections; running peer-to-peer migrations go on without this process."""
-        for link in (self._query, self._status, self._abort):
+        for link in (self._query, self._status, self._abort, self._state):
             await link.close()
         await asyncio.gather(*self._closing)
 
@@ -83,7 +85,7 @@ class LibvirtHypervisor:
     async def handing_over(self, uuid: str) -> bool:
         """See words.Hypervisor."""
         return await self._read(
-            lambda connection: libvirt_reads.handing_over(connection, uuid), link=self._status
+            lambda connection: libvirt_reads.handing_over(connection, uuid), link=self._state
         )
 
     async def cpu_reasons(self, question: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ MIB = 1 << 20
 
 
 def migrate(connection: Any, request: MigrateRequest) -> None:
-    """Returns when libvirt reports success. Raises libvirtError, or Refused when the domain is not here."""
+    """Returns when libvirt reports success. Raises libvirtError; Refused: not here, or unwanted by now."""
     try:
         domain = connection.lookupByUUIDString(request.uuid)
     except libvirt.libvirtError as error:
@@ -26,6 +26,8 @@ def migrate(connection: Any, request: MigrateRequest) -> None:
             raise Refused(f"domain {request.uuid} is not on this host") from None
         raise
     persistent = bool(domain.isPersistent())
+    if request.unwanted():
+        raise Refused("aborted before it began")
     domain.migrateToURI3(request.target_uri, parameters(request), flags(persistent=persistent))
 
 

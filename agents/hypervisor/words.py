@@ -73,6 +73,8 @@ class MigrateRequest:
     target_address: str
     downtime_limit_ms: int
     bandwidth_bps: int | None  # bytes per second
+    # Asked in the call's own thread, right before libvirt is: an earlier abort finds no job to end.
+    unwanted: Callable[[], bool] = field(default=lambda: False)
 
 
 @dataclass(slots=True)

@@ -3,30 +3,34 @@
 Two ways, because neither works everywhere: SOCK_DESTROY (`ss -K`, sock_diag(7)) needs a kernel with
 CONFIG_INET_DIAG_DESTROY (Debian's has it, its User Mode Linux has not); pidfd_getfd(2) and shutdown(2) need
 what ptrace(2) needs, which an AppArmor profile of the QEMU can forbid.
+
+Reads of /proc and of names are calls in threads, with deadlines: a QEMU that is stuck can hold them up (I20).
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import os
 import socket
-from collections.abc import Collection
+import stat
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from agents.streams import ss
-from agents.streams.words import Stream
+from agents.streams.words import Ends, Stream
 from storage.calls import Lane, NoSlot, TimedOut
 from storage.errors import Failed, Unknown
 from storage.run import Runner
 from storage.users import domain_uuid
 
 SS_DEADLINE_S = 5.0
-RESOLVE_DEADLINE_S = 2.0
-FD_DEADLINE_S = 2.0
+CALL_DEADLINE_S = 2.0
 PIDFD_GETFD = 438  # the number is the same on every architecture
+
+T = TypeVar("T")
 
 
 class Sockets:
@@ -35,28 +39,34 @@ class Sockets:
     def __init__(self, run: Runner, *, proc: Path = Path("/proc")) -> None:
         self._run = run
         self._proc = proc
-        self._lane = Lane("sockets", 2)
+        self._lane = Lane("sockets", 4)
 
-    async def to_host(self, uuid: str, host: str, besides: Collection[str]) -> tuple[Stream, ...]:
+    async def addresses(self, host: str) -> frozenset[str]:
         """See Streams."""
-        addresses = await _addresses(host)
-        return tuple(
+        try:
+            return await self._call(lambda: _addresses(host))
+        except OSError as error:
+            raise Unknown(f"{host or 'a host without a name'} has no address: {error}") from None
+
+    async def to(self, uuid: str, addresses: Collection[str], besides: Collection[str]) -> tuple[Stream, ...]:
+        """See Streams."""
+        there = [
             stream
             for stream in await self._all()
-            if ss.host_of(stream.remote) in addresses
-            and stream.remote not in besides
-            and self._uuid_of(stream.pid) == uuid.lower()
-        )
+            if ss.host_of(stream.remote) in addresses and stream.remote not in besides
+        ]
+        owners = await self._call(lambda: self._owners({stream.pid for stream in there}))
+        return tuple(stream for stream in there if owners.get(stream.pid) == uuid.lower())
 
-    async def cut(self, stream: Stream) -> None:
+    async def cut(self, stream: Stream) -> bool:
         """See Streams."""
         words = ["ss", "-tKH", "src", stream.local, "dst", stream.remote]
         await self._run(words, deadline_s=SS_DEADLINE_S)
         if not await self._is_there(stream):
-            return
+            return True
         try:
-            await self._lane.call(lambda: _shut_down(stream), deadline_s=FD_DEADLINE_S)
-        except (TimedOut, NoSlot, OSError) as error:
+            return await self._call(lambda: _shut_down(stream))
+        except OSError as error:
             raise Failed(f"the connection to {stream.remote} could not be cut: {error}") from None
 
     async def _all(self) -> tuple[Stream, ...]:
@@ -66,13 +76,21 @@ class Sockets:
         return ss.parse(done.stdout)
 
     async def _is_there(self, stream: Stream) -> bool:
-        ends = {(each.pid, each.local, each.remote) for each in await self._all()}
-        return (stream.pid, stream.local, stream.remote) in ends
+        return any((each.pid, each.ends) == (stream.pid, stream.ends) for each in await self._all())
 
-    def _uuid_of(self, pid: int) -> str | None:
-        with contextlib.suppress(OSError):
-            return domain_uuid((self._proc / str(pid) / "cmdline").read_bytes())
-        return None
+    async def _call(self, function: Callable[[], T]) -> T:
+        try:
+            return await self._lane.call(function, deadline_s=CALL_DEADLINE_S)
+        except (TimedOut, NoSlot) as error:
+            raise Unknown(str(error)) from None
+
+    def _owners(self, pids: Iterable[int]) -> dict[int, str | None]:
+        """Guests by the pid of their QEMU."""
+        found: dict[int, str | None] = {}
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                found[pid] = domain_uuid((self._proc / str(pid) / "cmdline").read_bytes())
+        return found
 
 
 def host_in(uri: str) -> str:
@@ -80,42 +98,56 @@ def host_in(uri: str) -> str:
     return urlsplit(uri).hostname or ""
 
 
-async def _addresses(host: str) -> set[str]:
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(RESOLVE_DEADLINE_S):
-            found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, TimeoutError) as error:
-        raise Unknown(f"{host} has no address: {error}") from None
-    return {str(address[0]).partition("%")[0] for *_, address in found}
+def _addresses(host: str) -> frozenset[str]:
+    if not host:
+        raise OSError("it is not given")
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return frozenset(str(address[0]).partition("%")[0] for *_, address in found)
 
 
-def _shut_down(stream: Stream) -> None:
-    """shutdown(2) on a duplicate of the process's own descriptor: whoever waits in it wakes with EPIPE."""
+def _shut_down(stream: Stream) -> bool:
+    """shutdown(2) on a duplicate of the process's own descriptor: whoever waits in it wakes with EPIPE.
+
+    False: its number stands for something else by now. The duplicate is closed whatever it is: of a disk it
+    would keep the disk in use.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
-    with contextlib.suppress(ProcessLookupError):
+    try:
         pidfd = os.pidfd_open(stream.pid)
-        try:
-            fd = libc.syscall(PIDFD_GETFD, pidfd, stream.fd, 0)
-            if fd < 0:
-                raise OSError(ctypes.get_errno(), "pidfd_getfd")
-            with socket.socket(fileno=fd) as same:
-                # The number may have been used again since ss looked.
-                if _ends(same) == (stream.local, stream.remote):
-                    same.shutdown(socket.SHUT_RDWR)
-        finally:
-            os.close(pidfd)
+    except ProcessLookupError:
+        return False
+    try:
+        fd = libc.syscall(PIDFD_GETFD, pidfd, stream.fd, 0)
+        if fd < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    finally:
+        os.close(pidfd)
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        os.close(fd)
+        return False
+    with socket.socket(fileno=fd) as same:
+        if _ends(same) != tuple(_bare(end) for end in stream.ends):
+            return False
+        same.shutdown(socket.SHUT_RDWR)
+        return True
 
 
-def _ends(connection: socket.socket) -> tuple[str, str] | None:
+def _ends(connection: socket.socket) -> Ends | None:
     try:
         return _endpoint(connection.getsockname()), _endpoint(connection.getpeername())
     except OSError:
-        return None  # not connected, or not of the internet
+        return None  # not connected
 
 
-def _endpoint(address: tuple[object, ...] | str) -> str:
-    if isinstance(address, str) or len(address) < 2:
+def _endpoint(address: tuple[object, ...] | str | bytes) -> str:
+    if isinstance(address, str | bytes) or len(address) < 2:
         return ""
-    host = str(address[0])
+    host = str(address[0]).partition("%")[0]
     return f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
+
+
+def _bare(endpoint: str) -> str:
+    """Without the zone or device that ss writes behind an address: 10.0.1.11%vrf0:1, [fe80::1%eth0]:1."""
+    host, _, port = endpoint.rpartition(":")
+    inner = host.strip("[]").partition("%")[0]
+    return f"[{inner}]:{port}" if host.startswith("[") else f"{inner}:{port}"

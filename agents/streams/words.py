@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 UNANSWERED_MIN = 2  # a single one may be lost on a busy network
+
+Ends = tuple[str, str]
+"""The local and the remote endpoint of a connection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,26 +24,39 @@ class Stream:
     unanswered: int  # retransmissions or window probes in a row without an answer
     unheard_s: float  # since the other end's kernel last acknowledged anything
 
+    @property
+    def ends(self) -> Ends:
+        return self.local, self.remote
 
-def is_dead(stream: Stream, unheard_s: float) -> bool:
-    """Did the other end's kernel answer nothing for so long, though it was asked to?
 
-    A program there that only does not read is another matter: its kernel answers every probe.
+def asked_in_vain(before: Mapping[Ends, float], seen: Iterable[Stream], now_s: float) -> dict[Ends, float]:
+    """Connections whose other end is being asked and answers nothing -> since when that has been seen.
+
+    `before`: the answer of the look before. A program there that only does not read is another matter: its
+    kernel answers every probe. An acknowledgement between two looks begins the time anew.
     """
-    asked = stream.waiting_bytes > 0 and stream.unanswered >= UNANSWERED_MIN
-    return asked and stream.unheard_s >= unheard_s
+    found = {}
+    for stream in seen:
+        if stream.waiting_bytes > 0 and stream.unanswered >= UNANSWERED_MIN:
+            since_s = before.get(stream.ends, now_s)
+            found[stream.ends] = since_s if stream.unheard_s >= now_s - since_s else now_s
+    return found
 
 
 class Streams(Protocol):
     """The TCP connections of QEMU processes. `agents.streams.sockets.Sockets` is the real one."""
 
-    async def to_host(self, uuid: str, host: str, besides: Collection[str]) -> tuple[Stream, ...]:
-        """Connections of the guest's QEMU to `host` (a name or address), without those to `besides`.
+    async def addresses(self, host: str) -> frozenset[str]:
+        """Of a name, or the address itself. Raises storage.errors."""
+        ...
+
+    async def to(self, uuid: str, addresses: Collection[str], besides: Collection[str]) -> tuple[Stream, ...]:
+        """Connections of the guest's QEMU to any of `addresses`, without those to `besides`.
 
         `besides`: endpoints, e.g. 10.0.0.5:3260. Raises storage.errors when they cannot be seen.
         """
         ...
 
-    async def cut(self, stream: Stream) -> None:
-        """Break it off: its process sees an error. One that is gone is no error. Raises storage.errors."""
+    async def cut(self, stream: Stream) -> bool:
+        """Break it off: its process sees an error. False: it was gone already. Raises storage.errors."""
         ...

@@ -44,10 +44,6 @@ class Room:
     def fits(self, guest: Guest, host: str) -> bool:
         return guest.memory_bytes <= self._free[host]
 
-    def load(self, host: str) -> float:
-        """Share of the host's memory that is spoken for."""
-        return 1.0 - self._free[host] / self._total[host]
-
     def load_after(self, guest: Guest, host: str) -> float:
         """Share of the host's memory that would be spoken for: placement takes the lowest."""
         return 1.0 - (self._free[host] - guest.memory_bytes) / self._total[host]

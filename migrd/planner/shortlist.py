@@ -41,5 +41,10 @@ def shortlist(
     found = [host.name for host in online if host.node in near]
     if roaming:
         room = Room(cluster, policy, promises)
-        found += sorted((host.name for host in online), key=lambda name: (room.load(name), name))[:length]
+        largest = max(
+            (guest for guest, each in zip(guests, nodes, strict=True) if each is None),
+            key=lambda guest: guest.memory_bytes,
+        )
+        names = (host.name for host in online)
+        found += sorted(names, key=lambda name: (room.load_after(largest, name), name))[:length]
     return tuple(dict.fromkeys(found))

@@ -102,7 +102,7 @@ def _recovered(state: ColdState, _event: Recovered) -> Result:
 
 
 def _fresh(state: ColdState) -> ColdState:
-    return replace(state, tries=0, failures=0, looks=0, answers=())
+    return replace(state, tries=0, starts=0, failures=0, looks=0, answers=())
 
 
 # -- looking --------------------------------------------------------------------------------------

@@ -176,7 +176,11 @@ def start_back(state: ColdState) -> Result:
 def retry(state: ColdState, failed: Sequence[Answered]) -> Result:
     """Some call did not end as DONE: look at both hosts, then once more, bounded; else back, or park."""
     trouble = trouble_of(failed, state.host)
-    state = replace(state, tries=state.tries + 1, failures=state.failures + 1, trouble=trouble)
+    restart = state.stage is ColdStage.RESTART
+    tries = (state.starts if restart else state.tries) + 1
+    state = replace(state, tries=tries, failures=state.failures + 1, trouble=trouble)
+    if restart:  # before the next one the disks are seen to: that this succeeds must not make it endless
+        state = replace(state, starts=tries)
     forward = state.stage in FORWARD and not state.going_back
     lost = any(not answer.ended for answer in failed) and state.stage in DOMAIN_STEPS
     state = replace(state, open=state.open if lost else None)

@@ -130,6 +130,7 @@ class ColdState:
     unsettled: ColdStage | None = None  # nobody heard how this move of the definition ended: see `decide`
     back_to: ColdStage | None = None  # reconcile: the stage to try again if nothing has changed
     tries: int = 0  # of the present stage, since something succeeded
+    starts: int = 0  # at home that failed, whatever was done for the disks in between
     failures: int = 0
     looks: int = 0  # how often the present stage has looked; not journalled
     trouble: tuple[str, ...] = ()  # what the latest failed try said

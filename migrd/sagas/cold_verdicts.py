@@ -74,7 +74,8 @@ _FOUND: Mapping[tuple[SideView, SideView], Found] = {
 
 # A move of the definition whose end nobody heard may still be under way in libvirt: swept from the target
 # meanwhile, the definition would be on no host once libvirt on the source has finished.
-_MAY_BE_MOVING = (Found.OFF_ON_SOURCE, Found.OFF_ON_BOTH, Found.OFF_ON_TARGET)
+# And a look at one host before and at the other after the last step finds it nowhere.
+_MAY_BE_MOVING = (Found.OFF_ON_SOURCE, Found.OFF_ON_BOTH, Found.OFF_ON_TARGET, Found.LOST)
 _MOVED_TO = {ColdStage.MOVE: Found.OFF_ON_TARGET, ColdStage.RETURN: Found.OFF_ON_SOURCE}
 
 # found -> (what is wrong, what the operator can do before `op resume`)

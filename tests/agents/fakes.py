@@ -45,17 +45,21 @@ class FakeStreams:
 
     def __init__(self) -> None:
         self.found: tuple[Stream, ...] = ()
-        self.asked: list[tuple[str, str, tuple[str, ...]]] = []
+        self.asked: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
         self.was_cut: list[str] = []
         self.on_cut: Callable[[], None] = lambda: None
 
-    async def to_host(self, uuid: str, host: str, besides: Collection[str]) -> tuple[Stream, ...]:
-        self.asked.append((uuid, host, tuple(besides)))
+    async def addresses(self, host: str) -> frozenset[str]:
+        return frozenset({host})
+
+    async def to(self, uuid: str, addresses: Collection[str], besides: Collection[str]) -> tuple[Stream, ...]:
+        self.asked.append((uuid, tuple(addresses), tuple(besides)))
         return self.found
 
-    async def cut(self, stream: Stream) -> None:
+    async def cut(self, stream: Stream) -> bool:
         self.was_cut.append(stream.remote)
         self.on_cut()
+        return True
 
 
 class FakeHypervisor:
@@ -71,6 +75,7 @@ class FakeHypervisor:
         self.cold_error: Exception | None = None
         self.migration_steps = 3
         self.step_s = 0.02
+        self.begins_after_s = 0.0
         self.honours_abort = True
         self.blocking: Callable[[], None] | None = None
         self._lane = Lane("fake", 2)
@@ -133,6 +138,9 @@ class FakeHypervisor:
 
     async def migrate(self, request: MigrateRequest) -> None:
         self.calls.append(f"migrate {request.uuid}")
+        await asyncio.sleep(self.begins_after_s)
+        if request.unwanted():
+            raise Refused("aborted before it began")
         total = 64 * MIB
         for step in range(self.migration_steps):
             done = total * step // self.migration_steps

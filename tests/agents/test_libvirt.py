@@ -78,6 +78,21 @@ async def test_report_facts_and_events_of_a_real_libvirt() -> None:
                         bandwidth_bps=None,
                     )
                 )
+            unwanted = MigrateRequest(
+                uuid=uuid,
+                target_uri=URI,
+                target_address="tcp://x",
+                downtime_limit_ms=300,
+                bandwidth_bps=None,
+                unwanted=lambda: True,
+            )
+            with pytest.raises(Refused, match="aborted before it began"):
+                await hypervisor.migrate(unwanted)
+            assert not await hypervisor.handing_over(uuid)
+            domain.suspend()  # paused, by a person
+            assert not await hypervisor.handing_over(uuid)
+            domain.resume()
+            assert not await hypervisor.handing_over("00000000-0000-4000-8000-00000000dead")
             await hypervisor.shutdown(uuid)
             assert (await hypervisor.facts(uuid)).state is DomainState.SHUTOFF
             await hypervisor.start(uuid)

@@ -121,6 +121,20 @@ async def test_i7_nothing_is_sent_while_the_replication_is_broken_or_out_of_sigh
         assert world.hypervisor.calls == []
 
 
+async def test_i7_a_copy_that_has_not_begun_when_the_replication_breaks_never_does(start: StartWorld) -> None:
+    """Simulator, seed 276890224113: libvirt was slow, and the abort found no job to end."""
+    hypervisor = slow()
+    hypervisor.begins_after_s = 1.0
+    async with start(hypervisor) as world:
+        await world.client.submit(move(R0))
+        await asyncio.sleep(0.2)
+        world.driver.apart = ("r0 is not connected",)
+        report = await end_of(world)
+        assert report.outcome is Outcome.UNKNOWN
+        assert "aborted before it began" in report.reasons
+        assert await hypervisor.job("u") is None
+
+
 async def test_a_bug_in_the_look_counts_as_blind(start: StartWorld) -> None:
     async with start(slow()) as world:
         await world.client.submit(move(R0))

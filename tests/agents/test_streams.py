@@ -14,7 +14,7 @@ import pytest
 
 from agents.streams import ss
 from agents.streams.sockets import Sockets, host_in
-from agents.streams.words import Stream, is_dead
+from agents.streams.words import Stream, asked_in_vain
 from storage.errors import Failed, Unknown
 from storage.run import Completed, run
 
@@ -50,8 +50,7 @@ def test_a_connection_nobody_answers_on() -> None:
         unanswered=9,
         unheard_s=164.28,
     )
-    assert is_dead(stream, 2.0)
-    assert not is_dead(stream, 200.0)
+    assert asked_in_vain({}, [stream], 5.0) == {stream.ends: 5.0}
 
 
 def test_keepalives_are_no_questions_and_a_shut_window_is_an_answer() -> None:
@@ -59,12 +58,12 @@ def test_keepalives_are_no_questions_and_a_shut_window_is_an_answer() -> None:
     assert (idle.waiting_bytes, idle.unanswered, idle.unheard_s) == (0, 0, 24.99)
     assert [(each.pid, each.fd) for each in shut] == [(9, 31), (10, 4)]
     assert [each.unheard_s for each in shut] == [0.0, 0.0]
-    assert not any(is_dead(each, 2.0) for each in (idle, *shut))
+    assert asked_in_vain({}, (idle, *shut), 5.0) == {}
 
 
 @pytest.mark.parametrize("cut", [0, 1, 20, 40, 60, 75])
 def test_a_line_that_was_cut_short_is_no_dead_connection(cut: int) -> None:
-    assert not any(is_dead(stream, 2.0) for stream in ss.parse(DEAD[:cut]))
+    assert asked_in_vain({}, ss.parse(DEAD[:cut]), 5.0) == {}
 
 
 @pytest.mark.parametrize("text", ["", "garbage", "SYN-SENT 0 1 10.0.0.1:1 10.0.0.2:2", "ESTAB 0 x a:1 b:2 "])
@@ -129,27 +128,43 @@ async def test_only_this_guests_connections_to_that_host_are_its_streams(tmp_pat
     elsewhere = DEAD.replace("1.12:49152", "1.13:49152")
     tool = Scripted("\n".join((DEAD, other, portal, elsewhere, IDLE)))
     proc = processes(tmp_path, **{UUID: 2117, UUID.replace("1-", "2-"): 2118})
-    found = await Sockets(tool, proc=proc).to_host(UUID.upper(), "10.77.1.12", ("10.77.1.12:3260",))
+    found = await Sockets(tool, proc=proc).to(UUID.upper(), {"10.77.1.12"}, {"10.77.1.12:3260"})
     assert [(each.pid, each.remote) for each in found] == [(2117, "10.77.1.12:49152")]
 
 
 async def test_without_an_answer_nothing_is_known() -> None:
     with pytest.raises(Unknown, match="no netlink"):
-        await Sockets(Scripted("", rc=1)).to_host(UUID, "10.77.1.12", ())
-    with pytest.raises(Unknown, match="has no address"):
-        await Sockets(Scripted("")).to_host(UUID, "", ())
+        await Sockets(Scripted("", rc=1)).to(UUID, {"10.77.1.12"}, ())
+    for nobody in ("", "host.invalid"):
+        with pytest.raises(Unknown):
+            await Sockets(Scripted("")).addresses(nobody)
+
+
+async def test_the_addresses_of_a_host() -> None:
+    assert await Sockets(Scripted("")).addresses("10.77.1.12") == {"10.77.1.12"}
+    assert "127.0.0.1" in await Sockets(Scripted("")).addresses("localhost")
+
+
+async def test_i20_a_proc_that_hangs_holds_up_nobody_else(tmp_path: Path) -> None:
+    """A fifo without a writer blocks its reader for ever, as /proc/PID/cmdline does behind a stuck lock."""
+    (tmp_path / "2117").mkdir()
+    os.mkfifo(tmp_path / "2117" / "cmdline")
+    with pytest.raises(Unknown, match="did not return"):
+        await Sockets(Scripted(DEAD), proc=tmp_path).to(UUID, {"10.77.1.12"}, ())
+    os.close(os.open(tmp_path / "2117" / "cmdline", os.O_WRONLY | os.O_NONBLOCK))  # let the thread go
 
 
 async def test_a_kernel_that_destroys_sockets_needs_no_more() -> None:
     (stream,) = ss.parse(DEAD)
     tool = Scripted(DEAD, "")
-    await Sockets(tool).cut(stream)
+    assert await Sockets(tool).cut(stream)
     assert tool.asked[0] == ["ss", "-tKH", "src", "10.77.1.11:47630", "dst", "10.77.1.12:49152"]
 
 
 async def test_a_process_that_is_gone_is_no_error_and_one_that_may_not_be_touched_is() -> None:
     (stream,) = ss.parse(DEAD.replace("pid=2117", f"pid={2**22 - 1}"))
-    await Sockets(Scripted("", DEAD.replace("pid=2117", f"pid={2**22 - 1}"))).cut(stream)
+    gone = Scripted("", DEAD.replace("pid=2117", f"pid={2**22 - 1}"))
+    assert not await Sockets(gone).cut(stream)
     own = DEAD.replace("pid=2117", f"pid={os.getpid()}").replace("fd=20", "fd=99999")
     with pytest.raises(Failed, match="could not be cut"):
         await Sockets(Scripted("", own)).cut(ss.parse(own)[0])
@@ -194,7 +209,7 @@ async def one(pid: int) -> Stream:
 
 async def test_a_blocked_writer_wakes_up() -> None:
     async with waiting_writer() as (writer, _):
-        await Sockets(run).cut(await one(writer.pid))
+        assert await Sockets(run).cut(await one(writer.pid))
         assert writer.stdout is not None
         said = await asyncio.wait_for(writer.stdout.readline(), 20)
         assert b"Errno" in said
@@ -230,6 +245,25 @@ async def test_a_number_that_was_used_again_is_not_touched() -> None:
         )
         line = DEAD.replace("pid=2117,fd=20", f"pid={wrong.pid},fd={wrong.fd}")
         line = line.replace("10.77.1.11:47630", wrong.local).replace("10.77.1.12:49152", wrong.remote)
-        await Sockets(Scripted("", line)).cut(wrong)
+        assert not await Sockets(Scripted("", line)).cut(wrong)
         assert await asyncio.to_thread(reader.recv, 1 << 16)
         assert writer.returncode is None
+
+
+async def test_i11_a_number_that_is_a_file_by_now_is_let_go_of_at_once(tmp_path: Path) -> None:
+    """A duplicate of a disk's descriptor would keep the disk in use for as long as the agent lives."""
+    with (tmp_path / "disk").open("wb") as disk:
+        own = DEAD.replace("pid=2117,fd=20", f"pid={os.getpid()},fd={disk.fileno()}")
+        before = set(os.listdir("/proc/self/fd"))
+        assert not await Sockets(Scripted("", own)).cut(ss.parse(own)[0])
+        assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("zone", ["", "%eth0"])
+async def test_a_zone_that_ss_writes_is_no_part_of_the_address(zone: str) -> None:
+    async with waiting_writer() as (writer, _):
+        stream = await one(writer.pid)
+        line = DEAD.replace("pid=2117,fd=20", f"pid={stream.pid},fd={stream.fd}")
+        line = line.replace("10.77.1.11:47630", stream.local.replace(":", f"{zone}:"))
+        line = line.replace("10.77.1.12:49152", stream.remote)
+        assert await Sockets(Scripted("", line)).cut(ss.parse(line)[0])

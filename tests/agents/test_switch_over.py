@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from agents.attempts.control import Control
-from agents.attempts.migration import Pace, migrate
-from agents.protocol import DomainState, MigrateDomain
-from agents.streams.words import Stream
+from agents.attempts.migration import Pace, adopt, migrate
+from agents.hypervisor.words import Job
+from agents.protocol import DomainState, MigrateDomain, MigrationProgress
+from agents.streams.words import Stream, asked_in_vain
 from storage.errors import Failed, OutcomeError, Unknown
 from storage.words import IscsiQemuVolume
 from tests.agents.fakes import FakeHypervisor, FakeStreams, running
@@ -66,7 +68,7 @@ async def test_the_stream_to_a_dead_target_is_cut_and_what_follows_is_looked_at(
     assert isinstance(error, Unknown), "a call that was interfered with proves nothing by itself"
     assert "acknowledged nothing for 3.2 s" in error.reasons[0]
     assert streams.was_cut == ["10.0.1.12:49152"]
-    assert streams.asked[0] == ("u", "10.0.1.12", (PORTAL,))
+    assert streams.asked[0] == ("u", ("10.0.1.12",), (PORTAL,))
 
 
 @pytest.mark.parametrize(
@@ -106,8 +108,8 @@ async def test_nothing_is_cut_while_the_guest_is_not_paused_for_its_switch_over(
 
 async def test_connections_that_cannot_be_seen_are_asked_for_again() -> None:
     class Blind(FakeStreams):
-        async def to_host(self, uuid: str, host: str, besides: object) -> tuple[Stream, ...]:
-            self.asked.append((uuid, host, ()))
+        async def to(self, uuid: str, addresses: object, besides: object) -> tuple[Stream, ...]:
+            self.asked.append((uuid, (), ()))
             if len(self.asked) < 3:
                 raise Unknown("ss did not end within 5 s and was killed")
             if len(self.asked) < 5:
@@ -117,3 +119,88 @@ async def test_connections_that_cannot_be_seen_are_asked_for_again() -> None:
     streams = Blind()
     await outcome(Stuck(streams), streams)
     assert streams.was_cut == ["10.0.1.12:49152"]
+
+
+async def test_names_are_resolved_before_they_are_needed_and_portals_are_known_by_address() -> None:
+    class Named(FakeStreams):
+        names = ("h2", "10.0.1.12"), ("san", "fd00::5")
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.left = dict(self.names)
+
+        async def addresses(self, host: str) -> frozenset[str]:
+            return frozenset({self.left.pop(host)})  # once
+
+    named = replace(
+        COMMAND,
+        target_address="tcp://h2",
+        volumes=(IscsiQemuVolume(portal="san:3260", iqn="iqn.2026-11.org.lab:t1", lun=0),),
+    )
+    streams = Named()
+    streams.found = (stream(),)
+    with pytest.raises(Unknown):
+        await migrate(named, Stuck(streams), {}, streams, control=Control(), pace=PACE)
+    assert streams.asked[0] == ("u", ("10.0.1.12",), ("[fd00::5]:3260",))
+
+
+async def test_a_connection_that_may_not_be_cut_is_the_reason_that_is_told() -> None:
+    class Forbidden(FakeStreams):
+        async def cut(self, stream: Stream) -> bool:
+            self.was_cut.append(stream.remote)
+            if len(self.was_cut) == 2:
+                self.on_cut()  # TCP has given up
+            raise Failed("the connection to 10.0.1.12:49152 could not be cut: Operation not permitted")
+
+    streams = Forbidden()
+    streams.found = (stream(),)
+    error = await outcome(Stuck(streams), streams)
+    assert isinstance(error, Unknown)
+    assert "could not be cut" in error.reasons[0]
+    assert "Operation not permitted" in error.reasons[1]
+
+
+async def test_a_call_that_ends_while_its_connection_is_being_cut_proves_nothing() -> None:
+    class Slow(FakeStreams):
+        async def cut(self, stream: Stream) -> bool:
+            self.on_cut()
+            await asyncio.sleep(3600)
+            return True
+
+    streams = Slow()
+    streams.found = (stream(),)
+    assert isinstance(await outcome(Stuck(streams), streams), Unknown)
+
+
+async def test_an_adopted_migration_is_watched_as_well() -> None:
+    streams = FakeStreams()
+    streams.found = (stream(),)
+    hypervisor = Stuck(streams)
+    hypervisor.set_state("u", DomainState.PAUSED, "migration", job=True)
+    hypervisor.set_job("u", Job(outgoing=True, progress=MigrationProgress()))
+    streams.on_cut = lambda: hypervisor.set_job("u", None)
+    with pytest.raises(Unknown) as caught:
+        async with asyncio.timeout(5):
+            await adopt(COMMAND, hypervisor, {}, streams, control=Control(), pace=PACE)
+    assert "the connection was cut" in caught.value.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("looks", "in_vain_s"),
+    [
+        ([(10.0, stream(unheard_s=9.0)), (11.0, stream(unheard_s=10.0))], 1.0),
+        ([(10.0, stream(unheard_s=9.0)), (11.0, stream(unheard_s=0.5))], 0.0),
+        ([(10.0, stream(unanswered=1)), (11.0, stream())], 0.0),
+        ([(10.0, stream()), (11.0, stream(remote="10.0.1.12:49153"))], 0.0),
+        ([(10.0, stream()), (11.0, stream(waiting_bytes=0)), (12.0, stream())], 0.0),
+    ],
+)
+def test_silence_counts_from_when_it_was_first_seen(
+    looks: list[tuple[float, Stream]], in_vain_s: float
+) -> None:
+    """An idle connection has been silent for long when its first question goes out."""
+    since: dict[tuple[str, str], float] = {}
+    for now_s, seen in looks:
+        since = asked_in_vain(since, [seen], now_s)
+    now_s, last = looks[-1]
+    assert now_s - since[last.ends] == in_vain_s

@@ -212,13 +212,14 @@ def test_a_definition_on_both_hosts_is_swept_from_the_target_before_a_start_at_h
 BOTH = (DomainState.SHUTOFF, DomainState.SHUTOFF)
 AT_HOME = (DomainState.SHUTOFF, DomainState.ABSENT)
 AWAY = (DomainState.ABSENT, DomainState.SHUTOFF)
+NOWHERE = (DomainState.ABSENT, DomainState.ABSENT)
 
 
 @pytest.mark.parametrize(
     ("step", "side", "passing", "settled"),
     [
-        (ColdStage.MOVE, Side.SOURCE, (BOTH, AT_HOME), AWAY),
-        (ColdStage.RETURN, Side.TARGET, (BOTH, AWAY), AT_HOME),
+        (ColdStage.MOVE, Side.SOURCE, (BOTH, AT_HOME, NOWHERE), AWAY),
+        (ColdStage.RETURN, Side.TARGET, (BOTH, AWAY, NOWHERE), AT_HOME),
     ],
 )
 def test_a_move_of_the_definition_whose_end_nobody_heard_is_given_time(
@@ -230,7 +231,7 @@ def test_a_move_of_the_definition_whose_end_nobody_heard_is_given_time(
     for pair in passing:
         state, commands = cold.step(open_, unheard)
         waited_s = 0.0
-        while isinstance(commands[0], Look):
+        while commands and isinstance(commands[0], Look):
             waited_s += commands[0].after_s
             state, commands = cold.step(state, looked(*pair, number=commands[0].number))
         assert waited_s > 35.0, "longer than libvirt waits for a peer that is silent"
@@ -269,6 +270,30 @@ def test_a_guest_that_is_down_gets_its_disks_back_before_its_start_at_home(
         number = state.attempts[ColdStage.RESTART]
         no = Answered(side=Side.SOURCE, step="restart", attempt=number, outcome=Outcome.RETRYABLE)
         state, _ = cold.step(state, no)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "most"), [(Outcome.REFUSED, 3), (Outcome.FAILED, 3), (Outcome.RETRYABLE, 8)]
+)
+def test_a_start_at_home_that_always_fails_is_not_tried_for_ever(outcome: Outcome, most: int) -> None:
+    """Its disks are seen to before each try, and that this succeeds is no progress."""
+    state = at(ColdStage.RECONCILE, going_back=True, attempts={ColdStage.PREPARE: 1, ColdStage.RELEASE: 1})
+    starts, waits = 0, []
+    state, commands = cold.step(state, looked(DomainState.SHUTOFF, DomainState.ABSENT))
+    while state.stage is not ColdStage.PARKED:
+        waits.append(commands[0].after_s)
+        if state.stage is ColdStage.RECONCILE:
+            event = looked(DomainState.SHUTOFF, DomainState.ABSENT, number=commands[0].number)
+            state, commands = cold.step(state, event)
+            continue
+        starts += state.stage is ColdStage.RESTART
+        assert starts <= most
+        said = outcome if state.stage is ColdStage.RESTART else Outcome.DONE
+        number = state.attempts[state.stage]
+        event = Answered(side=Side.SOURCE, step=state.stage, attempt=number, outcome=said)
+        state, commands = cold.step(state, event)
+    assert starts == most
+    assert max(waits) > min(wait for wait in waits if wait), "and later each time"
 
 
 def test_the_source_keeps_the_disks_of_a_guest_that_somebody_started_there() -> None:

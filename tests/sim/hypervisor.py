@@ -116,6 +116,8 @@ class SimHypervisor:
         domain = self._domain(uuid)
         if domain is None or not domain.process or domain.job:
             raise Refused("libvirt: Requested operation is not valid: domain is not running")
+        if request.unwanted():
+            raise Refused("aborted before it began")
         await host.act(f"migrate {uuid[-2:]}", lambda: self._begin(uuid, target))
         running = host.migrations.of(uuid, host.name)
         while running is not None and running.phase != "ended":
@@ -135,7 +137,13 @@ class SimHypervisor:
         return ""
 
     async def abort(self, uuid: str) -> None:
-        await self._call()
+        machine = self._host.machine
+        machine.unheard_aborts += 1
+        try:
+            await self._call()
+        finally:
+            machine.unheard_aborts -= 1
+            machine.heard_abort_s = asyncio.get_running_loop().time()
         running = self._host.migrations.of(uuid, self._host.name)
         if running is not None and running.source == self._host.name:
             await self._host.act(f"abort {uuid[-2:]}", running.abort)

@@ -135,9 +135,13 @@ class Migration:
     def _lost_writes(self) -> None:
         """Everything the guest wrote on the source must be on the disk that it finds.
 
-        As far as anyone could know: the source's agent was there, and had a moment to abort the copying.
+        As far as anyone could know: the source's agent was there, had a moment to abort the copying, and its
+        libvirt heard that.
         """
-        watched_s = self.world.watched_since(self.source)
+        if self._here.unheard_aborts:
+            self.world.agentless.add(self.source)
+            return
+        watched_s = max(self.world.watched_since(self.source), self._here.heard_abort_s)
         for volume in self.world.guests[self.uuid].volumes:
             if isinstance(volume, DrbdVolume):
                 resource = self.world.resources[volume.name]
@@ -227,6 +231,8 @@ class Migration:
 
     def cut(self) -> None:
         """The stream is broken off: QEMU wakes up, and the guest runs where it was."""
+        if self.phase in ("copy", "switch"):
+            self.world.trace.violate("I5", f"the stream of {self.name} is cut while its target answers")
         if self.phase == "stuck":
             self._resume_source()
             self._fail(INTERNAL_ERROR, "unable to write to migration stream: Broken pipe")

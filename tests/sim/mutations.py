@@ -372,8 +372,34 @@ MUTATIONS: tuple[Mutation, ...] = (
         "cold: a step on the guest is forgotten over a restart",
         "I16",
         "migrd/sagas/cold.py",
-        "    return replace(state, tries=0, failures=0, looks=0, answers=())",
-        "    return replace(state, tries=0, failures=0, looks=0, answers=(), open=None)",
+        "    return replace(state, tries=0, starts=0, failures=0, looks=0, answers=())",
+        "    return replace(state, tries=0, starts=0, failures=0, looks=0, answers=(), open=None)",
+    ),
+    Mutation(
+        name="a migration's connection is cut though its target answers",
+        invariant="I5",
+        edits=(
+            Edit(
+                file="agents/attempts/switch_over.py",
+                old="            if await self._hypervisor.handing_over(self._uuid):",
+                new="            if True:",
+            ),
+            Edit(
+                file="agents/attempts/switch_over.py",
+                old=" and stream.unheard_s >= self._patience_s:",
+                new=":",
+            ),
+            Edit(
+                file="agents/streams/words.py",
+                old="        if stream.waiting_bytes > 0 and stream.unanswered >= UNANSWERED_MIN:",
+                new="        if True:",
+            ),
+            Edit(
+                file="agents/streams/words.py",
+                old="since_s if stream.unheard_s >= now_s - since_s else now_s",
+                new="since_s",
+            ),
+        ),
     ),
 )
 

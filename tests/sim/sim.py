@@ -290,6 +290,7 @@ class Sim:
         self.daemon.stall(for_s)
 
     def stall_agent(self, host: str, for_s: float) -> None:
+        self.world.agentless.add(host)
         self.agents[host].stall(for_s)
 
     def window_by_hand(self, guest: str) -> None:

@@ -13,14 +13,18 @@ class SimStreams:
         self._host = host
         self._uuids: dict[str, str] = {}  # local endpoint -> guest
 
-    async def to_host(self, uuid: str, host: str, besides: Collection[str]) -> tuple[Stream, ...]:
+    async def addresses(self, host: str) -> frozenset[str]:
+        """Names are addresses here."""
+        return frozenset({host})
+
+    async def to(self, uuid: str, addresses: Collection[str], besides: Collection[str]) -> tuple[Stream, ...]:
         """A migration's; one that is stuck has been retransmitting since."""
         await self._host.pause(CALL_S)
         running = self._host.migrations.of(uuid, self._host.name)
-        if running is None or running.source != self._host.name:
+        if running is None or running.source != self._host.name or running.target not in addresses:
             return ()
         stuck = running.phase == "stuck"
-        local = f"{self._host.name}:{len(self._uuids)}"
+        local = f"{self._host.name}:{uuid}"
         self._uuids[local] = uuid
         return (
             Stream(
@@ -34,10 +38,11 @@ class SimStreams:
             ),
         )
 
-    async def cut(self, stream: Stream) -> None:
+    async def cut(self, stream: Stream) -> bool:
         """A side effect like any other."""
         uuid = self._uuids[stream.local]
         await self._host.act(f"cut the stream of {uuid}", lambda: self._cut(uuid))
+        return True
 
     def _cut(self, uuid: str) -> str:
         running = self._host.migrations.of(uuid, self._host.name)

@@ -74,6 +74,8 @@ class Machine:
         default_factory=set
     )  # guests whose QEMU libvirt has forgotten and the kernel not
     sessions: set[str] = field(default_factory=set)  # iSCSI LUNs by volume name
+    unheard_aborts: int = 0  # on their way to its libvirt
+    heard_abort_s: float = 0.0
     bmc: str = ""  # "", "dead", "garbage", "deaf" (accepts, does nothing), "slow"
     listeners: list[Callable[[str | None], None]] = field(default_factory=list)  # libvirt's events
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from labkit.hosts import HostKind
 
-ROOT = Path(os.environ.get("MIGRD_LAB_ROOT", "/var/lib/migrd-lab"))
+ROOT = Path(os.environ.get("MIGRD_LAB_ROOT", "/var/lib/migrd-lab")).resolve()
 MAX_SLOTS = 10
 MAX_HOSTS = 16
 MAX_GUESTS = 90
