@@ -123,9 +123,8 @@ def needed(state: ColdState, stage: ColdStage) -> bool:  # noqa: PLR0911, PLR091
         case ColdStage.RESTART:
             return state.down and state.ran
         case ColdStage.RELEASE_TARGET:
-            return state.issued(
-                ColdStage.PREPARE
-            )  # once more: it may have been silent when it was to be freed
+            # After FREE_TARGET once more: the target may have been silent when it was to be freed.
+            return state.issued(ColdStage.PREPARE)
         case ColdStage.LEAVE_SOURCE:
             return state.down and state.issued(ColdStage.PREPARE) and bool(state.left)
         case _:

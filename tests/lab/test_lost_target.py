@@ -12,11 +12,15 @@ pytestmark = pytest.mark.lab
 # A switch-over that takes seconds, so that the power can be cut in the middle of it: the copying crawls, and
 # a downtime of ten minutes is said to be welcome.
 LONG_SWITCH_OVER = """
-until virsh domjobinfo GUEST | grep -q 'Memory processed'; do sleep 0.1; done
+for try in $(seq 150); do virsh domjobinfo GUEST | grep -q 'Memory processed' && break; sleep 0.1; done
 virsh migrate-setspeed GUEST 1
 sleep 1.5  # the agent has set its own limit by then
 virsh migrate-setmaxdowntime GUEST 600000
-until virsh domstate GUEST --reason | grep -q 'paused (migrating)'; do sleep 0.05; done
+for try in $(seq 300); do
+    virsh domstate GUEST --reason | grep -q 'paused (migrating)' && exit 0
+    sleep 0.05
+done
+exit 1
 """
 
 
