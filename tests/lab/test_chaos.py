@@ -96,7 +96,7 @@ FAULTS: list[tuple[Fault, float, int]] = [
     (cut_target_host, SILENT_PEER_MS, CRAWL_MIB_S),
     # The last one: both hosts were primary when they lost each other, and 8.4 begins a new generation on
     # both. That is a split brain, which nobody resolves for an operator (I8).
-    (cut_storage_network, STOPPED_STREAM_MS, FULL_SPEED_MIB_S),
+    (cut_storage_network, STOPPED_STREAM_MS, CRAWL_MIB_S),
 ]
 
 
