@@ -467,17 +467,22 @@ class World:
     def adjust_by_hand(self, resource: Resource) -> None:
         """`drbdadm adjust`, and `drbdadm secondary` where nobody has it open, while it is not connected.
 
-        Of a split brain the operator keeps the copy that the guest runs on; the other one is discarded.
+        Of a split brain the operator keeps the copy that the guest runs on, or was written last if it runs
+        nowhere; the other one is discarded.
         """
         if resource.connected:
             return
+        uuid = self.owner(resource.name).uuid
+        runs = [host for host in resource.replicas if self.machines[host].has_process(uuid)]
+        newest = max(resource.replicas.values(), key=lambda replica: replica.generation)
         for host, replica in resource.replicas.items():
             replica.flag = False
-            if not self.machines[host].has_process(self.owner(resource.name).uuid):
-                replica.role = Role.SECONDARY
-                peer = resource.peer(host)
-                if self.machines[peer.host].has_process(self.owner(resource.name).uuid):
-                    peer.older |= replica.older | ({replica.generation} - {peer.generation})
+            if host in runs:
+                continue
+            replica.role = Role.SECONDARY
+            peer = resource.peer(host)
+            if peer.host in runs or (not runs and peer is newest):
+                peer.older |= replica.older | ({replica.generation} - {peer.generation})
         self.changed(resource.name, "is adjusted by hand")
 
     def connect_by_hand(self, resource: Resource) -> None:
