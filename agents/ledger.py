@@ -187,6 +187,8 @@ class Ledger:
         except sqlite3.Error as error:
             raise LedgerError(f"the ledger cannot be used: {error}") from error
         except TimeoutError:
+            if work.done():  # the event loop was late, not the disk: what was done counts
+                return _result(work)
             # A call that has not begun never will; the one that hangs may still have its effect.
             if not work.cancel() and (self._hanging is None or self._hanging.done()):
                 self._hanging = self._thread.submit(too_late)
@@ -289,3 +291,10 @@ def _open(path: Path, connect: Connect) -> sqlite3.Connection:
     database.executescript(_SCHEMA)
     database.execute(f"pragma user_version = {SCHEMA_VERSION}")
     return database
+
+
+def _result(work: Future[T]) -> T:
+    try:
+        return work.result()
+    except sqlite3.Error as error:
+        raise LedgerError(f"the ledger cannot be used: {error}") from error

@@ -15,6 +15,7 @@ from migrd.sagas.migrate_moves import (
     Result,
     enter,
     follow,
+    look,
     look_again,
     next_needed,
     park,
@@ -209,7 +210,7 @@ def _alarm(state: MigrateState, found: Verdict) -> Result:
 
 def _stuck(state: MigrateState, found: Verdict) -> Result:
     words = {"source": state.request.source, "target": state.request.target, "name": state.request.name}
-    reason, first = STUCK[found]
+    reason, first = STUCK.get(found, STUCK[Verdict.UNEXPECTED])
     resume = f"migrctl op resume {state.operation}"
     remedy = f"{first.format(**words)}; then {resume}" if first else ""
     return park(state, (*state.trouble, reason.format(**words)), remedy=remedy)
@@ -295,6 +296,9 @@ def verify_back(state: MigrateState, event: Looked) -> Result:
         if still_open:
             return _close_again(state, still_open, Stage.CLOSE_BACK)
         return replace(state, stage=Stage.UNDONE), ()
+    if found in (COMMIT_POINT, Verdict.STOPPED_ON_TARGET):
+        # The network held a migrate request back until all was undone. It has moved: that is what counts.
+        return look(state, Stage.RECONCILE)
     return _stuck(state, found) if found in ALARMS else _wait(state, found)
 
 

@@ -372,3 +372,33 @@ def test_states_hold_values_only() -> None:
         for each in fields(state):
             assert "list" not in str(each.type)
             assert "set[" not in str(each.type)
+
+
+@pytest.mark.parametrize("target", [DomainState.RUNNING, DomainState.SHUTOFF])
+def test_a_guest_that_moves_after_all_has_moved(target: DomainState) -> None:
+    """Simulator, seed 334712523899: the network held the request back until all was undone."""
+    state = replace(
+        migrate.begin("op", REQUEST), stage=Stage.VERIFY_BACK, going_back=True, attempts={Stage.MIGRATE: 1}
+    )
+    asked, commands = migrate.step(state, looked(DomainState.ABSENT, target))
+    assert asked.stage is Stage.RECONCILE
+    assert isinstance(commands[0], Look)
+    after, _ = migrate.step(asked, replace(looked(DomainState.ABSENT, target), number=commands[0].number))
+    assert (after.committed, after.going_back) == (True, False)
+
+
+@pytest.mark.parametrize("stage", [Stage.RECONCILE, Stage.VERIFY, Stage.VERIFY_BACK])
+def test_whatever_both_hosts_show_for_however_long_has_an_answer(stage: Stage) -> None:
+    for committed in {stage is Stage.VERIFY, stage is Stage.VERIFY or stage is Stage.RECONCILE}:
+        for source in DomainState:
+            for target in DomainState:
+                state = replace(
+                    migrate.begin("op", REQUEST),
+                    stage=stage,
+                    attempts=dict.fromkeys(Stage, 1),
+                    committed=committed,
+                    going_back=stage is Stage.VERIFY_BACK,
+                    looks=1000,
+                )
+                after, commands = migrate.step(state, replace(looked(source, target), number=1000))
+                assert after.stage is not stage or commands
