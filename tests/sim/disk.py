@@ -119,6 +119,8 @@ class DiskExecutor(Executor):
         self._free_s = told_s = written_s + self._latency_s * 0.2
 
         def work() -> None:
+            if not future.set_running_or_notify_cancel():
+                return  # as a real executor: what has been cancelled does not begin, what has begun is not
             result, error = None, None
             try:
                 result = fn(*args, **kwargs)
@@ -127,8 +129,6 @@ class DiskExecutor(Executor):
             loop.call_at(told_s, tell, result, error)
 
         def tell(result: Any, error: Exception | None) -> None:
-            if future.cancelled():
-                return
             if error is not None:
                 future.set_exception(error)
             else:
