@@ -182,17 +182,18 @@ class Ledger:
             raise LedgerError("the ledger cannot be used: an earlier call still hangs: see dmesg")
         work = self._thread.submit(function)
         try:
-            async with asyncio.timeout(self._deadline_s):
-                return await asyncio.shield(asyncio.wrap_future(work))
+            try:
+                async with asyncio.timeout(self._deadline_s):
+                    return await asyncio.shield(asyncio.wrap_future(work))
+            except TimeoutError:
+                if work.done():  # the event loop was late, not the disk: what was done counts
+                    return work.result()
         except sqlite3.Error as error:
             raise LedgerError(f"the ledger cannot be used: {error}") from error
-        except TimeoutError:
-            if work.done():  # the event loop was late, not the disk: what was done counts
-                return _result(work)
-            # A call that has not begun never will; the one that hangs may still have its effect.
-            if not work.cancel() and (self._hanging is None or self._hanging.done()):
-                self._hanging = self._thread.submit(too_late)
-            raise LedgerError(f"the ledger cannot be used: no answer in {self._deadline_s:g} s") from None
+        # A call that has not begun never will; the one that hangs may still have its effect.
+        if not work.cancel() and (self._hanging is None or self._hanging.done()):
+            self._hanging = self._thread.submit(too_late)
+        raise LedgerError(f"the ledger cannot be used: no answer in {self._deadline_s:g} s")
 
     def _transaction(self, function: Callable[[], T]) -> T:
         self._database.execute("begin immediate")
@@ -291,10 +292,3 @@ def _open(path: Path, connect: Connect) -> sqlite3.Connection:
     database.executescript(_SCHEMA)
     database.execute(f"pragma user_version = {SCHEMA_VERSION}")
     return database
-
-
-def _result(work: Future[T]) -> T:
-    try:
-        return work.result()
-    except sqlite3.Error as error:
-        raise LedgerError(f"the ledger cannot be used: {error}") from error

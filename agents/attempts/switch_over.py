@@ -22,6 +22,7 @@ import structlog
 from agents.hypervisor.words import Hypervisor
 from agents.protocol import MigrateDomain
 from agents.streams.sockets import host_in
+from agents.streams.ss import endpoint_of
 from agents.streams.words import Ends, Stream, Streams, asked_in_vain
 from storage.errors import OutcomeError, Retryable
 from storage.words import IscsiQemuVolume
@@ -87,7 +88,7 @@ class SwitchOver:
         for portal in self._portals:
             host, _, port = portal.rpartition(":")
             found = await self._streams.addresses(host.strip("[]"))
-            besides |= {f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in found}
+            besides |= {endpoint_of(each, port) for each in found}
         self._besides = frozenset(besides)
         self._target = await self._streams.addresses(self._host)
 

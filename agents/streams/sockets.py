@@ -126,7 +126,7 @@ def _shut_down(stream: Stream) -> bool:
         os.close(fd)
         return False
     with socket.socket(fileno=fd) as same:
-        if _ends(same) != tuple(_bare(end) for end in stream.ends):
+        if _ends(same) != tuple(ss.without_zone(end) for end in stream.ends):
             return False
         same.shutdown(socket.SHUT_RDWR)
         return True
@@ -141,13 +141,5 @@ def _ends(connection: socket.socket) -> Ends | None:
 
 def _endpoint(address: tuple[object, ...] | str | bytes) -> str:
     if isinstance(address, str | bytes) or len(address) < 2:
-        return ""
-    host = str(address[0]).partition("%")[0]
-    return f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
-
-
-def _bare(endpoint: str) -> str:
-    """Without the zone or device that ss writes behind an address: 10.0.1.11%vrf0:1, [fe80::1%eth0]:1."""
-    host, _, port = endpoint.rpartition(":")
-    inner = host.strip("[]").partition("%")[0]
-    return f"[{inner}]:{port}" if host.startswith("[") else f"{inner}:{port}"
+        return ""  # of another family
+    return ss.endpoint_of(str(address[0]), str(address[1]))

@@ -42,5 +42,21 @@ def _streams(line: str) -> Iterator[Stream]:
 
 def host_of(endpoint: str) -> str:
     """10.0.1.12:49152 -> 10.0.1.12; [fe80::1%eth0]:1 -> fe80::1; [::ffff:10.0.1.12]:1 -> 10.0.1.12."""
-    address = endpoint.rpartition(":")[0].strip("[]").partition("%")[0]
+    address, _ = _parts(endpoint)
     return address.removeprefix("::ffff:") if "." in address else address
+
+
+def endpoint_of(address: str, port: int | str) -> str:
+    """As ss writes it, without a zone or device: 10.0.1.12:49152, [fd00::2]:49152."""
+    bare = address.partition("%")[0]
+    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
+
+
+def without_zone(endpoint: str) -> str:
+    """10.0.1.11%vrf0:1 -> 10.0.1.11:1; [fe80::1%eth0]:1 -> [fe80::1]:1."""
+    return endpoint_of(*_parts(endpoint))
+
+
+def _parts(endpoint: str) -> tuple[str, str]:
+    host, _, port = endpoint.rpartition(":")
+    return host.strip("[]").partition("%")[0], port
