@@ -27,7 +27,7 @@ GUEST_ADD = ["guest", "add", "web", "--host", "h1", "--disk", "iscsi"]
         ([*GUEST_ADD, "--rate", "0"], "'0' is not a whole number of records per second from 1 to 1000"),
         (["--lab", "Bad Name", "status"], "lab name 'Bad Name': one lower-case letter"),
         (["power", "h1", "explode"], "invalid choice: 'explode'"),
-        (["net", "h1"], "one of the arguments --drop --heal is required"),
+        (["net", "h1"], "one of the arguments --drop --mute --heal is required"),
         (["net", "h1", "--drop", "wan"], "invalid choice: 'wan'"),
         ([], "required: VERB"),
     ],

@@ -86,6 +86,9 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("host")
     which = verb.add_mutually_exclusive_group(required=True)
     which.add_argument("--drop", choices=NETWORKS)
+    which.add_argument(
+        "--mute", type=int, metavar="PORT", help="lose what it sends from this TCP port (storage)"
+    )
     which.add_argument("--heal", action="store_true")
     verb = verbs.add_parser("bmc-hook")  # called by ipmi_sim, not by people
     verb.set_defaults(answer=_bmc_hook)
@@ -189,6 +192,8 @@ def _net(args: argparse.Namespace) -> int:
         raise LabRefusedError(f"{args.host} is off, and a netns host has its cables only while it is on")
     if args.heal:
         switch.heal(lab.layout, args.host)
+    elif args.mute is not None:
+        switch.mute(lab.layout, args.host, args.mute)
     else:
         switch.drop(lab.layout, args.host, args.drop)
     now = switch.plugged(lab.layout).get(args.host, [])

@@ -11,6 +11,7 @@ from labkit import mounts
 from labkit.layout import NETWORKS, Layout, Network
 from labkit.sh import LabError, must, run
 
+KEEPALIVE_BYTES = 80  # libvirt's, 28 bytes, in an IPv4 packet with TCP timestamps
 NETNS_DIR = Path("/run/netns")  # of ip-netns(8)
 
 
@@ -74,8 +75,23 @@ def drop(layout: Layout, host: str, network: Network) -> None:
     batch(layout, [f"link set {layout.tap(host, network)} nomaster"])
 
 
+def mute(layout: Layout, host: str, port: int) -> None:
+    """What a program on the host says from this TCP port of the storage network is lost on its way.
+
+    What is said to it arrives, is acknowledged by its kernel (else the sender's TCP would hold back the next
+    request), and is answered by keepalives (else libvirt would give up before there is anything to say).
+    """
+    tap = layout.tap(host, "storage")
+    rules = (
+        f"add table bridge lab; add chain bridge lab {host} {{ type filter hook forward priority 0; }}; "
+        f"add rule bridge lab {host} iifname {tap} tcp sport {port} ip length > {KEEPALIVE_BYTES} drop"
+    )
+    must([*inside(layout), "nft", rules])
+
+
 def heal(layout: Layout, host: str) -> None:
-    """Plug every cable of the host in again."""
+    """Plug every cable of the host in again, and let all through that it sends."""
+    run([*inside(layout), "nft", f"delete chain bridge lab {host}"])  # fine if it was never muted
     batch(layout, [f"link set {layout.tap(host, network)} master {network} up" for network in NETWORKS])
 
 
