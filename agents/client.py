@@ -25,6 +25,7 @@ from agents.protocol import (
     Abort,
     Attempt,
     AttemptReport,
+    DestroySource,
     Event,
     HostReport,
     Observation,
@@ -159,6 +160,14 @@ class AgentClient:
         """
         path = f"{_attempt_path(operation, step, attempt)}/abort"
         return await self._call("POST", path, dump(Abort(epoch=epoch)), AttemptReport)
+
+    async def destroy_source(self, operation: str, step: str, attempt: int, *, epoch: int) -> AttemptReport:
+        """The guest of this running migration runs on the target: its QEMU on the source is to end.
+
+        Safe to repeat. An agent too old to know it refuses. Raises as `abort` does.
+        """
+        path = f"{_attempt_path(operation, step, attempt)}/destroy-source"
+        return await self._call("POST", path, dump(DestroySource(epoch=epoch)), AttemptReport)
 
     async def events(self) -> AsyncIterator[Event]:
         """The agent's event stream, heartbeats included, until it breaks: then it raises Retryable.

@@ -15,6 +15,7 @@ HTTP surface of an agent (mTLS, port 7443):
     POST /v1/attempts    Attempt         -> AttemptReport       (202 while running; 200 when ended)
     GET  /v1/attempts/{operation}/{step}/{attempt}?wait_s=N     -> AttemptReport (long poll, N <= 30)
     POST /v1/attempts/{operation}/{step}/{attempt}/abort  Abort -> AttemptReport (asks it to stop)
+    POST /v1/attempts/{operation}/{step}/{attempt}/destroy-source  DestroySource -> AttemptReport
     GET  /healthz, GET /metrics
 
 Problems are RFC 9457 documents; 409 with type "stale-epoch" for I4, 404 for an attempt never seen.
@@ -240,6 +241,18 @@ class SweepTarget:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UndefineDomain:
+    """Remove the definition of a guest that runs on another host by now, where libvirt has not done so.
+
+    The daemon answers for the other host. The agent refuses unless the domain here is absent, or shut off
+    with no QEMU of it in /proc (I11).
+    """
+
+    uuid: str
+    kind: Literal["undefine-domain"] = "undefine-domain"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShutdownDomain:
     """Ask the guest to shut down (ACPI), with the operator's consent by name (I5); never destroys it."""
 
@@ -300,6 +313,7 @@ Command = Annotated[
     | CloseWindow
     | MigrateDomain
     | SweepTarget
+    | UndefineDomain
     | ShutdownDomain
     | MoveDefinition
     | StartDomain
@@ -327,6 +341,17 @@ class Abort:
     epoch: Epoch
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DestroySource:
+    """To a running migrate-domain: the daemon saw the guest run on the target. Its QEMU here is to end (I1).
+
+    The agent refuses unless that QEMU is paused for its switch-over. The attempt goes on until libvirt's call
+    ends. Carries the epoch (I4).
+    """
+
+    epoch: Epoch
+
+
 # -- outcomes ------------------------------------------------------------------------------------
 
 
@@ -347,7 +372,10 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationProgress:
-    """virDomainGetJobStats, in base units. Totals may shrink and grow between iterations."""
+    """virDomainGetJobStats, in base units. Totals may shrink and grow between iterations.
+
+    `handing_over_s`: how long the guest has been seen paused for its switch-over; 0 when it is not.
+    """
 
     elapsed_s: float = 0.0
     memory_total_bytes: int = 0
@@ -357,6 +385,7 @@ class MigrationProgress:
     dirty_rate_bps: int = 0  # bytes per second (pages x page size)
     iteration: int = 0
     downtime_ms: int | None = None  # only final statistics carry the real one
+    handing_over_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

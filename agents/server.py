@@ -46,6 +46,7 @@ class Api:
                 web.post("/v1/attempts", self._ask),
                 web.get("/v1/attempts/{operation}/{step}/{attempt}", self._ask),
                 web.post("/v1/attempts/{operation}/{step}/{attempt}/abort", self._ask),
+                web.post("/v1/attempts/{operation}/{step}/{attempt}/destroy-source", self._ask),
                 web.get("/healthz", self._healthz),
                 web.get("/metrics", self.metrics),
             ]

@@ -26,6 +26,7 @@ from agents.protocol import (
     Abort,
     Attempt,
     AttemptReport,
+    DestroySource,
     DomainState,
     HostReport,
     Observation,
@@ -96,7 +97,7 @@ class Service:
         except TooManySubscribers as error:
             raise ProblemError(429, problems.TOO_MANY, "Too many event streams", str(error)) from None
 
-    async def _route(self, method: str, target: str, body: bytes) -> Reply:
+    async def _route(self, method: str, target: str, body: bytes) -> Reply:  # noqa: PLR0911 - a table
         path, query = _split(target)
         match method, *path:
             case "GET", "v1", "report":
@@ -114,6 +115,9 @@ class Service:
             case "POST", "v1", "attempts", operation, step, number, "abort":
                 key, question = _key(operation, step, number), _read(Abort, body)
                 return _known(key, await _answered(self.attempts.abort(key, question.epoch)))
+            case "POST", "v1", "attempts", operation, step, number, "destroy-source":
+                key, epoch = _key(operation, step, number), _read(DestroySource, body).epoch
+                return _known(key, await _answered(self.attempts.destroy_source(key, epoch)))
         raise ProblemError(404, problems.NOT_FOUND, "Not Found")
 
     # -- reads -----------------------------------------------------------------------------------

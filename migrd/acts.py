@@ -26,14 +26,16 @@ from agents.protocol import (
     ShutdownDomain,
 )
 from migrd.ports import AgentPort, Clock, PowerPort
-from migrd.sagas.commands import Abort, Call, Follow, Look, StopGuest
-from migrd.sagas.events import Answered, Looked, StopAnswered
+from migrd.sagas.commands import Abort, Call, DestroySource, Follow, Look, LookAtSwitchOver, StopGuest
+from migrd.sagas.events import Answered, Looked, StopAnswered, SwitchOverSeen
 from storage.errors import Failed, OutcomeError, Refused, Retryable, Unknown
 from storage.words import Handover, Side
 
 OnProgress = Callable[[MigrationProgress], None]
+Seen = tuple[Observation | None, tuple[str, ...]]
+"""What one host shows of a guest; or None, and why."""
 
-ABORT_TRIES = 5
+SIGNAL_TRIES = 5
 REPLICAS_DEADLINE_S = 90.0
 
 
@@ -50,6 +52,7 @@ class Patience:
     """How long the daemon waits for an agent. All in seconds."""
 
     poll_s: Seconds = 1.0  # one long poll: the age of migration progress
+    switch_over_poll_s: Seconds = 0.25  # the same while a guest is paused for its switch-over: that is urgent
     lost_contact_s: Seconds = 20.0  # an attempt whose agent is silent for longer is "not ended, unknown"
     retry_s: Seconds = 0.5
     observe_s: Seconds = 20.0
@@ -94,20 +97,22 @@ class Acts:
         report, ended = await self._until_end(command.host, name, command.deadline_s, on_progress)
         return _answer(command.side, report, ended)
 
-    async def abort(self, operation: str, command: Abort) -> None:
-        """Ask for the end. Whether it helps is told by the attempt itself."""
+    async def signal(self, operation: str, command: Abort | DestroySource) -> None:
+        """Tell a running attempt something. Whether it helps is told by the attempt itself."""
         agent = self._agents.get(command.host)
-        for _ in range(ABORT_TRIES if agent is not None else 0):
-            assert agent is not None
+        if agent is None:
+            return
+        tell = agent.abort if isinstance(command, Abort) else agent.destroy_source
+        for _ in range(SIGNAL_TRIES):
             try:
-                await agent.abort(operation, command.step, command.attempt, epoch=self._epoch)
+                await tell(operation, command.step, command.attempt, epoch=self._epoch)
             except StaleEpoch as error:
                 raise Superseded(error) from None
             except (Retryable, AttemptNotSeen):  # not seen: its submission may be on the way still
                 await self._clock.sleep(self._patience.retry_s)
                 continue
             except OutcomeError:
-                return  # refused: there is nothing to stop
+                return  # refused: nobody is there to be told
             else:
                 return
 
@@ -117,9 +122,7 @@ class Acts:
         Of such a host its BMC is asked: one that has no power keeps nobody waiting.
         """
         question = Observe(uuid=command.guest, volumes=command.volumes)
-        (source, no_source), (target, no_target) = await asyncio.gather(
-            self._observe(command.source, question), self._observe(command.target, question)
-        )
+        (source, no_source), (target, no_target) = await self._observe_both(command, question)
         silent = [
             (side, host)
             for side, host, seen in (
@@ -135,6 +138,17 @@ class Acts:
             reasons=(*no_source, *no_target),
             off=tuple(side for (side, _), is_off in zip(silent, off, strict=True) if is_off),
             number=command.number,
+        )
+
+    async def look_at_switch_over(self, command: LookAtSwitchOver) -> SwitchOverSeen:
+        """Both hosts at the same time, their volumes aside: it is urgent."""
+        question = Observe(uuid=command.guest, volumes=())
+        (source, _), (target, _) = await self._observe_both(command, question)
+        return SwitchOverSeen(attempt=command.attempt, source=source, target=target, number=command.number)
+
+    async def _observe_both(self, command: Look | LookAtSwitchOver, question: Observe) -> tuple[Seen, Seen]:
+        return await asyncio.gather(
+            self._observe(command.source, question), self._observe(command.target, question)
         )
 
     async def _is_off(self, host: str) -> bool:
@@ -184,7 +198,7 @@ class Acts:
             return ()
         return report.reasons or (f"{command.kind} on {host} ended: {report.outcome}",)
 
-    async def _observe(self, host: str, question: Observe) -> tuple[Observation | None, tuple[str, ...]]:
+    async def _observe(self, host: str, question: Observe) -> Seen:
         agent = self._agents.get(host)
         if agent is None:
             return None, (f"{host} is not configured",)
@@ -234,9 +248,10 @@ class Acts:
             return _report(name, Outcome.UNKNOWN, f"{host} is not configured"), False
         clock = self._clock
         begun_s = heard_s = clock.monotonic()
+        poll_s = self._patience.poll_s
         while clock.monotonic() - begun_s < deadline_s:
             try:
-                report = await agent.wait(name.operation, step, attempt, self._patience.poll_s)
+                report = await agent.wait(name.operation, step, attempt, poll_s)
             except AttemptNotSeen:
                 return _report(name, Outcome.RETRYABLE, f"{host} never saw {step}/{attempt}"), True
             except OutcomeError as error:
@@ -246,6 +261,9 @@ class Acts:
                 continue
             heard_s = clock.monotonic()
             _tell(report, on_progress)
+            progress = report.result.progress
+            paused = progress is not None and progress.handing_over_s > 0
+            poll_s = self._patience.switch_over_poll_s if paused else self._patience.poll_s
             if report.outcome is not Outcome.RUNNING:
                 return report, True
         return _report(name, Outcome.UNKNOWN, f"{step} on {host} has not ended in {deadline_s:g} s"), False

@@ -30,9 +30,11 @@ from migrd.sagas.commands import (
     CheckHost,
     CheckPowerOff,
     Choose,
+    DestroySource,
     Follow,
     IllegalEvent,
     Look,
+    LookAtSwitchOver,
     ReadPower,
     ResumeChild,
     SagaCommand,
@@ -360,7 +362,7 @@ class Engine:
 
     # -- commands ---------------------------------------------------------------------------------
 
-    async def do(
+    async def do(  # noqa: PLR0911 - a table
         self, operation: str, command: SagaCommand, on_progress: Callable[[MigrationProgress], None]
     ) -> Event | None:
         """Carry out one command. Implements `migrd.executor.Doer`."""
@@ -374,8 +376,10 @@ class Engine:
             case StopGuest():
                 name = self._lives.name(operation, command)
                 return await self._acts.stop(name, command, self.placement.volumes_of(command.guest))
-            case Abort():
-                await self._acts.abort(self._lives.name(operation, command), command)
+            case LookAtSwitchOver():
+                return await self._acts.look_at_switch_over(command)
+            case Abort() | DestroySource():
+                await self._acts.signal(self._lives.name(operation, command), command)
                 return None
             case _:
                 return await self._do_more(operation, command)

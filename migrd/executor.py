@@ -28,7 +28,7 @@ from migrd.sagas.commands import (
     SagaCommand,
     StartMove,
 )
-from migrd.sagas.events import CancelRequested, Event, Resumed
+from migrd.sagas.events import CancelRequested, Event, HandingOver, Resumed
 from storage.errors import Refused
 
 log = structlog.get_logger("migrd.executor")
@@ -158,6 +158,8 @@ class Runner:
 
     def _progress(self, progress: MigrationProgress) -> None:
         self.record.progress = progress
+        if progress.handing_over_s > 0:
+            self.post(HandingOver(paused_s=progress.handing_over_s))
         self._changed(self.record, None)
 
     def _close(self) -> None:

@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from migrd.ports import JournalPort, Row
-from migrd.sagas.commands import Abort, Call, Follow, SagaCommand, StopGuest
+from migrd.sagas.commands import Abort, Call, DestroySource, Follow, SagaCommand, StopGuest
+
+Named = Call | Follow | StopGuest | Abort | DestroySource
+"""Commands that are about one attempt."""
 
 
 class Lives:
@@ -32,7 +35,7 @@ class Lives:
         for operation in operations:
             self._earlier.pop(operation, None)
 
-    def name(self, operation: str, command: Call | Follow | StopGuest | Abort) -> str:
+    def name(self, operation: str, command: Named) -> str:
         """For `agents.protocol.Attempt.operation`."""
         life = self._earlier.get(operation, {}).get(_attempt(command))
         return f"{operation}@{life}" if life else self.fresh(operation)
@@ -44,7 +47,7 @@ class Lives:
         return f"{operation}@{self._now}" if self._now else operation
 
 
-def _attempt(command: Call | Follow | StopGuest | Abort) -> tuple[str, int]:
+def _attempt(command: Named) -> tuple[str, int]:
     step = f"stop-{command.guest}" if isinstance(command, StopGuest) else command.step
     return step, command.attempt
 

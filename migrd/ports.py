@@ -42,6 +42,10 @@ class AgentPort(Protocol):
 
     async def abort(self, operation: str, step: str, attempt: int, *, epoch: int) -> AttemptReport: ...
 
+    async def destroy_source(
+        self, operation: str, step: str, attempt: int, *, epoch: int
+    ) -> AttemptReport: ...
+
 
 class ViewPort(Protocol):
     """The cluster as watched. `migrd.watch.ClusterView` is the real one."""

@@ -6,9 +6,10 @@ hold is the daemon's word; these guards stand on their own (I1, I11).
 
 from __future__ import annotations
 
+from agents.attempts.domain_steps import reasons_not_shut_off
 from agents.attempts.outcomes import Ended
 from agents.attempts.storage_steps import Drivers, driver_of
-from agents.hypervisor.words import DomainFacts, Hypervisor
+from agents.hypervisor.words import Hypervisor
 from agents.protocol import DomainState, MoveDefinition, Outcome, StartDomain
 from storage.driver import InUse
 from storage.errors import OutcomeError, Refused, Unknown
@@ -16,17 +17,6 @@ from storage.words import Role
 
 HELD = (Role.PRIMARY, Role.ATTACHED)
 RUNS = (DomainState.RUNNING, DomainState.BLOCKED)
-
-
-def reasons_not_shut_off(facts: DomainFacts, qemu: bool) -> tuple[str, ...]:
-    """Why this domain is not certainly at rest here. `qemu`: a process of it is seen in /proc (I11)."""
-    if facts.state is DomainState.ABSENT:
-        return (f"domain {facts.uuid} is not defined on this host",)
-    if facts.state is not DomainState.SHUTOFF:
-        return (f"domain {facts.uuid} is {facts.state} ({facts.reason}) on this host, not shut off",)
-    if qemu:
-        return (f"domain {facts.uuid}: libvirt calls it shut off, but its QEMU still exists on this host",)
-    return ()
 
 
 async def move_definition(command: MoveDefinition, hypervisor: Hypervisor, in_use: InUse) -> Ended:

@@ -1,4 +1,4 @@
-"""Sweeping up after a migration that failed, and asking a guest to shut down."""
+"""Sweeping up after a migration, and asking a guest to shut down."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import contextlib
 from agents.attempts.control import Control
 from agents.attempts.outcomes import Ended
 from agents.hypervisor.words import DomainFacts, Hypervisor
-from agents.protocol import DomainState, Outcome, ShutdownDomain, SweepTarget
+from agents.protocol import DomainState, Outcome, ShutdownDomain, SweepTarget, UndefineDomain
+from storage.driver import InUse
 from storage.errors import Refused, Retryable, Unknown
 
 SWEEP_LOOK_AGAIN_S = 1.0
@@ -68,6 +69,32 @@ async def _look(uuid: str, hypervisor: Hypervisor) -> DomainFacts:
     if reasons:
         raise Refused(*reasons)
     return facts
+
+
+async def undefine(command: UndefineDomain, hypervisor: Hypervisor, in_use: InUse) -> Ended:
+    """Remove a definition that its guest has left behind. Raises Refused, Retryable, Unknown."""
+    facts = await hypervisor.facts(command.uuid)
+    if facts.state is DomainState.ABSENT:
+        return Ended(outcome=Outcome.DONE)
+    reasons = reasons_not_shut_off(facts, await in_use(command.uuid))
+    if reasons:
+        raise Refused(*reasons)
+    await hypervisor.undefine(command.uuid)
+    after = await hypervisor.facts(command.uuid)
+    if after.state is not DomainState.ABSENT:
+        raise Unknown(f"domain {command.uuid} is {after.state} ({after.reason}) after it was undefined")
+    return Ended(outcome=Outcome.DONE)
+
+
+def reasons_not_shut_off(facts: DomainFacts, qemu: bool) -> tuple[str, ...]:
+    """Why this domain is not certainly at rest here. `qemu`: a process of it is seen in /proc (I11)."""
+    if facts.state is DomainState.ABSENT:
+        return (f"domain {facts.uuid} is not defined on this host",)
+    if facts.state is not DomainState.SHUTOFF:
+        return (f"domain {facts.uuid} is {facts.state} ({facts.reason}) on this host, not shut off",)
+    if qemu:
+        return (f"domain {facts.uuid}: libvirt calls it shut off, but its QEMU still exists on this host",)
+    return ()
 
 
 async def shut_down(command: ShutdownDomain, hypervisor: Hypervisor, control: Control) -> Ended:

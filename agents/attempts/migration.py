@@ -11,6 +11,8 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
+
 from agents.attempts.control import Control
 from agents.attempts.mirror import Mirror
 from agents.attempts.outcomes import Ended
@@ -19,7 +21,9 @@ from agents.attempts.switch_over import SwitchOver
 from agents.hypervisor.words import DomainFacts, Hypervisor, Job, MigrateRequest
 from agents.protocol import AttemptResult, DomainState, MigrateDomain, MigrationProgress, Outcome
 from agents.streams.words import Streams
-from storage.errors import Failed, Refused, Retryable, Unknown
+from storage.errors import Failed, OutcomeError, Refused, Retryable, Unknown
+
+log = structlog.get_logger()
 
 MOVABLE = (DomainState.RUNNING, DomainState.BLOCKED, DomainState.PAUSED)
 
@@ -71,7 +75,7 @@ async def migrate(
         raise Retryable(f"domain {command.uuid}: another libvirt job runs on it")
     if control.abort.is_set():
         raise Failed("aborted before it began")
-    switch_over = SwitchOver(command, hypervisor, streams, patience_s=pace.switch_over_s)
+    switch_over = SwitchOver(command, hypervisor, streams, control=control, patience_s=pace.switch_over_s)
     watch = _Watch(command, hypervisor, mirror, switch_over, control=control, pace=pace)
     request = MigrateRequest(
         uuid=command.uuid,
@@ -110,7 +114,7 @@ async def adopt(
 ) -> Ended:
     """Follow a migration begun by a former life of this agent until its job ends. Always raises Unknown."""
     mirror = Mirror(command, drivers, look_s=pace.mirror_look_s)
-    switch_over = SwitchOver(command, hypervisor, streams, patience_s=pace.switch_over_s)
+    switch_over = SwitchOver(command, hypervisor, streams, control=control, patience_s=pace.switch_over_s)
     watch = _Watch(command, hypervisor, mirror, switch_over, control=control, pace=pace)
     try:
         await watch.follow()
@@ -143,19 +147,21 @@ class _Watch:
         self._late_at = loop.time() + command.deadline_s
         self._give_up_at: float | None = None
         self.why_aborted: tuple[str, ...] = ()
+        self._destroyed: tuple[str, ...] = ()
         self._apart = asyncio.create_task(mirror.until_apart(pace.poll_s))
         self._switch_over = switch_over
         self._watching = asyncio.create_task(switch_over.watch(pace.poll_s))
+        self._ordered = asyncio.create_task(control.destroy_source.wait())
 
     @property
     def what_was_done(self) -> tuple[str, ...]:
         """To a migration that has failed since."""
-        return (*self.why_aborted, *self._switch_over.why_cut)
+        return (*self.why_aborted, *self._switch_over.why_cut, *self._destroyed)
 
     def close(self) -> None:
         """Nobody watches the replication and the target any more."""
-        self._apart.cancel()
-        self._watching.cancel()
+        for task in (self._apart, self._watching, self._ordered):
+            task.cancel()
 
     async def until_ended(self, call: asyncio.Task[None]) -> None:
         """Return when the call has ended. Raises Unknown when it did not end long after an abort."""
@@ -165,8 +171,10 @@ class _Watch:
             await self._step()
 
     async def _ended(self, call: asyncio.Task[None], wait_s: float) -> bool:
-        """Wait, but not when the replication has just broken: the abort must not lose a poll."""
-        waiting: set[asyncio.Task[Any]] = {call} if self.why_aborted else {call, self._apart}
+        """Wait, but not when the replication has just broken or an order has come: these lose no poll."""
+        waiting: set[asyncio.Task[Any]] = {call, self._ordered}
+        if not self.why_aborted:
+            waiting.add(self._apart)
         await asyncio.wait(waiting, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
         return call.done()
 
@@ -185,6 +193,7 @@ class _Watch:
                 if job is None or job.foreign:
                     return
                 blind_since = None
+                await self._maybe_destroy_source()
                 if job.outgoing:
                     await self._maybe_abort()
             except Retryable:
@@ -203,6 +212,7 @@ class _Watch:
         return found or self._control.latest
 
     async def _step(self) -> None:
+        await self._maybe_destroy_source()  # first: an abort comes too late then, and may hang
         await self._maybe_abort()
         with contextlib.suppress(Retryable):  # the migration goes on whether it can be watched or not
             await self._look()
@@ -218,6 +228,23 @@ class _Watch:
                     await self._hypervisor.set_downtime(uuid, self._command.downtime_limit_ms)
                 self._limit_set = True
         return job
+
+    async def _maybe_destroy_source(self) -> None:
+        """Once per order: the daemon repeats it for as long as it sees the same."""
+        if not self._control.destroy_source.is_set():
+            return
+        self._control.destroy_source.clear()
+        self._ordered = asyncio.create_task(self._control.destroy_source.wait())
+        uuid = self._command.uuid
+        # Said before it is done: libvirt's answer may be here before ours.
+        self._destroyed = ("the guest was seen to run on the target: its QEMU here was told to end",)
+        try:
+            await self._hypervisor.destroy_outgoing(uuid)
+        except OutcomeError as error:
+            self._destroyed = (*self._destroyed, *error.reasons)
+            log.warning("the source's QEMU was not destroyed", uuid=uuid, reasons=error.reasons)
+        else:
+            log.warning("the source's QEMU was destroyed: the guest runs on the target", uuid=uuid)
 
     async def _maybe_abort(self) -> None:
         """Ask again at every poll until the job has ended; give up `abort_grace_s` after the first time."""

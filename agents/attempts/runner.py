@@ -15,7 +15,7 @@ import structlog
 
 from agents.attempts.cold_steps import move_definition, start
 from agents.attempts.control import Control
-from agents.attempts.domain_steps import shut_down, sweep
+from agents.attempts.domain_steps import shut_down, sweep, undefine
 from agents.attempts.migration import Pace, adopt, migrate
 from agents.attempts.outcomes import Ended, outcome_of
 from agents.attempts.storage_steps import Drivers, replicas, run_storage
@@ -39,6 +39,7 @@ from agents.protocol import (
     ShutdownDomain,
     StartDomain,
     SweepTarget,
+    UndefineDomain,
 )
 from agents.streams.words import Streams
 from storage.driver import InUse
@@ -78,7 +79,7 @@ class Live:
             step=self.attempt.step,
             attempt=self.attempt.attempt,
             outcome=Outcome.RUNNING,
-            result=AttemptResult(progress=self.control.latest),
+            result=AttemptResult(progress=self.control.progress),
         )
 
 
@@ -183,12 +184,14 @@ class Attempts:
 
         Raises StaleEpochError, LedgerError.
         """
-        await self._ledger.obey(epoch)
-        live = self._live.get(key)
-        if live is None:
-            return await self._ledger.find(*key)
-        live.control.abort.set()
-        return live.report
+        return await self._signal(key, epoch, lambda control: control.abort)
+
+    async def destroy_source(self, key: Key, epoch: int) -> AttemptReport | None:
+        """The guest was seen to run on the target. Only a migration listens.
+
+        Raises StaleEpochError, LedgerError.
+        """
+        return await self._signal(key, epoch, lambda control: control.destroy_source)
 
     async def drain(self, grace_s: float) -> None:
         """Begin nothing more; wait for the short commands. Migrations go on without us and are adopted."""
@@ -203,6 +206,16 @@ class Attempts:
                 await asyncio.gather(*ends)
 
     # -- inside ----------------------------------------------------------------------------------
+
+    async def _signal(
+        self, key: Key, epoch: int, event: Callable[[Control], asyncio.Event]
+    ) -> AttemptReport | None:
+        await self._ledger.obey(epoch)
+        live = self._live.get(key)
+        if live is None:
+            return await self._ledger.find(*key)
+        event(live.control).set()
+        return live.report
 
     def _check_room(self, attempt: Attempt) -> None:
         if self._closing or self._tasks is None:
@@ -279,6 +292,8 @@ class Attempts:
                 )
             case SweepTarget() as command:
                 return await sweep(command, self._hypervisor)
+            case UndefineDomain() as command:
+                return await undefine(command, self._hypervisor, self._in_use)
             case ShutdownDomain() as command:
                 return await shut_down(command, self._hypervisor, live.control)
             case MoveDefinition() as command:
@@ -311,6 +326,7 @@ def domain_of(attempt: Attempt) -> str:
         case (
             MigrateDomain(uuid=uuid)
             | SweepTarget(uuid=uuid)
+            | UndefineDomain(uuid=uuid)
             | ShutdownDomain(uuid=uuid)
             | MoveDefinition(uuid=uuid)
         ):
@@ -328,7 +344,7 @@ def touched_kinds(attempt: Attempt, drivers: Drivers) -> frozenset[str]:
     but is followed by the storage step that says so.
     """
     match attempt.command:
-        case MigrateDomain() | MoveDefinition():
+        case MigrateDomain() | MoveDefinition() | UndefineDomain():
             return frozenset()
         case SweepTarget() | ShutdownDomain() | StartDomain() | DisconnectReplicas() | ConnectReplicas():
             return frozenset(drivers)

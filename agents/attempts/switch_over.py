@@ -9,7 +9,8 @@ Safe at any instant: the target's QEMU is resumed by the Finish of libvirt's pro
 source's libvirt asks for that only once its QEMU says that all was sent and received, and a QEMU whose
 connection broke before never says so (I1). Only QEMU's own connection is cut, never libvirt's: over a broken
 one of those each side would decide for itself. What was sent whole before the target died is libvirt's to
-find out, by its keepalive.
+find out, by its keepalive; what is done about a target that runs the guest meanwhile, the daemon says, which
+can see both hosts (`Control.destroy_source`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Mapping
 
 import structlog
 
+from agents.attempts.control import Control
 from agents.hypervisor.words import Hypervisor
 from agents.protocol import MigrateDomain
 from agents.streams.sockets import host_in
@@ -37,7 +39,13 @@ class SwitchOver:
     """
 
     def __init__(
-        self, command: MigrateDomain, hypervisor: Hypervisor, streams: Streams, *, patience_s: float
+        self,
+        command: MigrateDomain,
+        hypervisor: Hypervisor,
+        streams: Streams,
+        *,
+        control: Control,
+        patience_s: float,
     ) -> None:
         self._uuid = command.uuid
         self._host = host_in(command.target_address)
@@ -46,11 +54,11 @@ class SwitchOver:
         )
         self._hypervisor = hypervisor
         self._streams = streams
+        self._control = control
         self._patience_s = patience_s
         self._target: frozenset[str] = frozenset()
         self._besides: frozenset[str] = frozenset()
         self._in_vain: Mapping[Ends, float] = {}
-        self._paused_at: float | None = None
         self.why_cut: tuple[str, ...] = ()
 
     async def watch(self, poll_s: float) -> None:
@@ -72,15 +80,15 @@ class SwitchOver:
     async def _look(self) -> None:
         if not self._target:  # at the beginning, while names can be resolved
             await self._resolve()
-        now_s = asyncio.get_running_loop().time()
+        now_s, control = asyncio.get_running_loop().time(), self._control
         try:
             if await self._hypervisor.handing_over(self._uuid):
-                self._paused_at = now_s if self._paused_at is None else self._paused_at
+                control.paused_at_s = now_s if control.paused_at_s is None else control.paused_at_s
             else:
-                self._paused_at, self._in_vain = None, {}
+                control.paused_at_s, self._in_vain = None, {}
         except Retryable:
             pass  # not seen to run, either
-        if self._paused_at is not None and now_s - self._paused_at >= self._patience_s / 2:
+        if control.paused_at_s is not None and now_s - control.paused_at_s >= self._patience_s / 2:
             await self._cut_dead()
 
     async def _resolve(self) -> None:

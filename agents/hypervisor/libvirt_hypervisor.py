@@ -177,6 +177,16 @@ class LibvirtHypervisor:
 
         await self._change(destroy)
 
+    async def destroy_outgoing(self, uuid: str) -> None:
+        """See words.Hypervisor. On a connection of its own: the other ones may wait for a stuck migration."""
+        link = Link(self._uri, "libvirt-destroy", slots=1)
+        try:
+            await self._change(
+                lambda connection: libvirt_migrate.destroy_outgoing(connection, uuid), link=link
+            )
+        finally:
+            await link.close()
+
     async def undefine(self, uuid: str) -> None:
         """See words.Hypervisor."""
 

@@ -1,4 +1,4 @@
-"""The migrate call itself: parameters and flags. Blocking, for use in a Link's thread.
+"""The migrate call itself, and the end of what it leaves behind. Blocking, for use in a Link's thread.
 
 Peer-to-peer, because such a migration goes on when this agent dies. Never VIR_MIGRATE_UNSAFE (an operator's
 word), never TUNNELLED (a copy through two libvirtds), never a disk copy: the disks are handed over by the
@@ -11,7 +11,9 @@ from typing import Any
 
 import libvirt
 
+from agents.hypervisor import libvirt_reads
 from agents.hypervisor.words import MigrateRequest
+from agents.protocol import DomainState
 from storage.errors import Refused
 
 MIB = 1 << 20
@@ -29,6 +31,26 @@ def migrate(connection: Any, request: MigrateRequest) -> None:
     if request.unwanted():
         raise Refused("aborted before it began")
     domain.migrateToURI3(request.target_uri, parameters(request), flags(persistent=persistent))
+
+
+def destroy_outgoing(connection: Any, uuid: str) -> None:
+    """What the Confirm of libvirt's protocol would do, had the target's answer come through.
+
+    Destroying is the one change that libvirt takes while it waits for that answer; the definition can be
+    removed only after the migrate call has ended (seen on 9.0: virDomainUndefine waits for it).
+    """
+    domain = libvirt_reads.find(connection, uuid)
+    if domain is None:
+        return
+    # In the same thread: the order may come late, when libvirt has let the guest run here again (I5).
+    found = libvirt_reads.facts(connection, uuid)
+    if (found.state, found.reason) != (DomainState.PAUSED, "migration"):
+        raise Refused(f"domain {uuid} is {found.state} ({found.reason}) by now: it is not destroyed")
+    try:
+        domain.destroy()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+            raise  # else it has ended meanwhile, e.g. by an earlier order that took long
 
 
 def parameters(request: MigrateRequest) -> dict[str, str | int]:

@@ -147,6 +147,14 @@ class Hypervisor(Protocol):
         """Kill the QEMU of an arrival that never ran here. Refused, Unknown."""
         ...
 
+    async def destroy_outgoing(self, uuid: str) -> None:
+        """Kill the QEMU of a guest that runs on the target by now. Its definition stays.
+
+        Only one that is paused for its switch-over, looked at in the very thread that kills it. A domain that
+        is not here is no error. Raises Refused (it runs again, or is anything else), Retryable, Unknown.
+        """
+        ...
+
     async def undefine(self, uuid: str) -> None:
         """Remove a shut-off definition; NVRAM, snapshots and saved state are never removed with it.
 

@@ -39,6 +39,8 @@ def numbers(operation: Operation) -> str:
     if progress is None:
         running = next((step for step in operation.steps if step.state == "running"), None)
         return f"{running.name} (try {running.attempt})" if running else str(operation.state)
+    if progress.handing_over_s > 0:
+        return f"paused for its switch-over for {seconds(progress.handing_over_s)}"
     return (
         f"{size(progress.memory_remaining_bytes)} left, {size(progress.bandwidth_bps)}/s, "
         f"dirties {size(progress.dirty_rate_bps)}/s, round {progress.iteration}"

@@ -60,6 +60,30 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LookAtSwitchOver:
+    """Observe one guest on both hosts while a migrate attempt runs, its volumes aside -> SwitchOverSeen."""
+
+    guest: str
+    source: str
+    target: str
+    attempt: int
+    number: int
+    after_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DestroySource:
+    """Tell a running migrate attempt that its guest runs on the target, so its QEMU on `host` is to end.
+
+    No event: the attempt's own end is the answer.
+    """
+
+    host: str
+    step: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StartMove:
     """Journal a child migration under this very id, unless it is there already -> ChildEnded."""
 
@@ -155,6 +179,8 @@ SagaCommand = (
     | Follow
     | Abort
     | Look
+    | LookAtSwitchOver
+    | DestroySource
     | StartMove
     | CancelChild
     | ResumeChild

@@ -194,6 +194,25 @@ class Looked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HandingOver:
+    """While a migrate attempt runs: its guest has been paused for the switch-over for so long, in seconds."""
+
+    paused_s: float
+    kind: Literal["handing-over"] = "handing-over"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchOverSeen:
+    """Both hosts observed while that migrate attempt ran. As in Looked; nobody asked for the volumes."""
+
+    attempt: int
+    source: Observation | None
+    target: Observation | None
+    number: int = 1
+    kind: Literal["switch-over-seen"] = "switch-over-seen"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChildEnded:
     """A child operation reached one of its ends (or parked)."""
 
@@ -295,6 +314,8 @@ Event = (
     | Resumed
     | Answered
     | Looked
+    | HandingOver
+    | SwitchOverSeen
     | ChildEnded
     | Chosen
     | Surveyed

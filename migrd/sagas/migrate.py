@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from agents.protocol import Outcome
 from migrd.reconcile import Pair, SideView, Verdict, verdict
+from migrd.sagas import migrate_switch_over as switch_over
 from migrd.sagas import migrate_verdicts as verdicts
 from migrd.sagas.commands import Abort, IllegalEvent
 from migrd.sagas.events import (
@@ -20,10 +21,12 @@ from migrd.sagas.events import (
     Answered,
     CancelRequested,
     Event,
+    HandingOver,
     Looked,
     MigrateRequested,
     Recovered,
     Resumed,
+    SwitchOverSeen,
     Withdrawn,
 )
 from migrd.sagas.guest_move import PRECHECK_LOOKS, expect, reasons_prepared_apart
@@ -234,6 +237,8 @@ def _rows() -> dict[tuple[Stage, type], Handler]:
         (Stage.PRECHECK, CancelRequested): _cancel,
         (Stage.PRECHECK, Recovered): _recovered_precheck,
         (Stage.MIGRATE, Answered): _migrated,
+        (Stage.MIGRATE, HandingOver): switch_over.handing_over,
+        (Stage.MIGRATE, SwitchOverSeen): switch_over.seen,
         (Stage.MIGRATE, CancelRequested): _cancel_migrate,
         (Stage.MIGRATE, Recovered): _recovered,
         (Stage.SALVAGE, Answered): _salvaged,

@@ -102,7 +102,7 @@ def needed(state: MigrateState, stage: Stage) -> bool:
     return bool(state.sides(stage)) and _has_work(state, stage)
 
 
-def _has_work(state: MigrateState, stage: Stage) -> bool:
+def _has_work(state: MigrateState, stage: Stage) -> bool:  # noqa: PLR0911 - a table
     match stage:
         case Stage.PREPARE:
             return bool(state.request.volumes)
@@ -112,6 +112,8 @@ def _has_work(state: MigrateState, stage: Stage) -> bool:
             return state.windowed
         case Stage.SWEEP:
             return state.issued(Stage.MIGRATE)
+        case Stage.UNDEFINE_SOURCE:
+            return state.source_ended
         case Stage.CLOSE_BACK:
             return state.issued(Stage.OPEN_WINDOW)
         case _:

@@ -1,7 +1,7 @@
 """The state of one migration, and what each of its stages asks of which host. Pure data.
 
 precheck -> prepare -> open-window -> acquire -> migrate -> reconcile (-> settle)
-  -> [MOVED = COMMIT POINT] -> release -> close-window -> verify -> done
+  -> [MOVED = COMMIT POINT] -> release -> close-window (-> undefine-source) -> verify -> done
 going back, only before the commit point:
   reconcile -> sweep -> release-target -> close-back -> verify-back -> undone
 """
@@ -21,6 +21,7 @@ from agents.protocol import (
     PrepareVolumes,
     ReleaseVolumes,
     SweepTarget,
+    UndefineDomain,
 )
 from migrd.reconcile import Verdict
 from migrd.sagas.events import Answered, MigrateRequested
@@ -38,6 +39,7 @@ class Stage(StrEnum):
     SETTLE = "settle"
     RELEASE = "release"
     CLOSE_WINDOW = "close-window"
+    UNDEFINE_SOURCE = "undefine-source"  # only if we had to end the source's QEMU
     VERIFY = "verify"
     SWEEP = "sweep"
     RELEASE_TARGET = "release-target"
@@ -57,7 +59,7 @@ COMMIT_POINT = Verdict.MOVED
 """Runs on the target, no process on the source, both looked at. Before it: undo. After it: only forward."""
 
 FORWARD = (Stage.PREPARE, Stage.OPEN_WINDOW, Stage.ACQUIRE, Stage.MIGRATE)
-FINISH = (Stage.RELEASE, Stage.CLOSE_WINDOW)
+FINISH = (Stage.RELEASE, Stage.CLOSE_WINDOW, Stage.UNDEFINE_SOURCE)
 BACK = (Stage.SWEEP, Stage.RELEASE_TARGET, Stage.CLOSE_BACK)
 
 SIDES: Mapping[Stage, tuple[Side, ...]] = {
@@ -67,6 +69,7 @@ SIDES: Mapping[Stage, tuple[Side, ...]] = {
     Stage.MIGRATE: (Side.SOURCE,),
     Stage.RELEASE: (Side.SOURCE,),
     Stage.CLOSE_WINDOW: (Side.SOURCE, Side.TARGET),
+    Stage.UNDEFINE_SOURCE: (Side.SOURCE,),
     Stage.SWEEP: (Side.TARGET,),
     Stage.RELEASE_TARGET: (Side.TARGET,),
     Stage.CLOSE_BACK: (Side.SOURCE, Side.TARGET),
@@ -89,6 +92,7 @@ class MigrateState:
     attempts: Mapping[Stage, int] = field(default_factory=dict)  # highest attempt issued; grows for ever
     answers: tuple[Answered, ...] = ()  # of the present stage
     migrate_open: bool = False  # a migrate attempt was issued and its end is not known
+    source_ended: bool = False  # by our order: the answer that the guest runs on the target was lost
     back_to: Stage | None = None  # reconcile: the stage to try again if nothing has moved
     tries: int = 0  # of the present stage, since something succeeded
     failures: int = 0
@@ -156,6 +160,8 @@ def command_for(state: MigrateState, stage: Stage, side: Side) -> Command:  # no
             )
         case Stage.SWEEP:
             return SweepTarget(uuid=request.guest)
+        case Stage.UNDEFINE_SOURCE:
+            return UndefineDomain(uuid=request.guest)
         case _:
             raise AssertionError(f"stage {stage} calls no agent")
 

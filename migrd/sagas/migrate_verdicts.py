@@ -280,7 +280,19 @@ def verify(state: MigrateState, event: Looked) -> Result:
     if found is not Verdict.MOVED:  # e.g. QEMU pauses a guest whose disk fails on the new host
         what = "shut down" if found is Verdict.STOPPED_ON_TARGET else f"paused on {state.request.target}"
         remarks = (*ill, f"it was {what} after it moved")
+    if state.source_ended:
+        remarks = (*remarks, *_lost_answer(state, pair))
     return replace(state, stage=Stage.DONE, reasons=remarks), ()
+
+
+def _lost_answer(state: MigrateState, pair: Pair) -> tuple[str, ...]:
+    source, target, name = state.request.source, state.request.target, state.request.name
+    told: tuple[str, ...] = (
+        f"the answer of {target} was lost in the switch-over: the QEMU left on {source} was told to end",
+    )
+    if pair.source is SideView.STOPPED:
+        told += (f"its definition is still on {source}: virsh undefine {name} there",)
+    return told
 
 
 def verify_back(state: MigrateState, event: Looked) -> Result:

@@ -183,6 +183,13 @@ class FakeHypervisor:
         self.calls.append(f"destroy {uuid}")
         self.set_state(uuid, DomainState.SHUTOFF, "destroyed")
 
+    async def destroy_outgoing(self, uuid: str) -> None:
+        self.calls.append(f"destroy outgoing {uuid}")
+        facts = await self.facts(uuid)
+        if (facts.state, facts.reason) != (DomainState.PAUSED, "migration"):
+            raise Refused(f"domain {uuid} is {facts.state} ({facts.reason}) by now: it is not destroyed")
+        self.set_state(uuid, DomainState.SHUTOFF, "destroyed")
+
     async def undefine(self, uuid: str) -> None:
         self.calls.append(f"undefine {uuid}")
         self.domains.pop(uuid, None)

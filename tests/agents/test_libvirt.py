@@ -89,8 +89,12 @@ async def test_report_facts_and_events_of_a_real_libvirt() -> None:
             with pytest.raises(Refused, match="aborted before it began"):
                 await hypervisor.migrate(unwanted)
             assert not await hypervisor.handing_over(uuid)
+            with pytest.raises(Refused, match="not destroyed"):
+                await hypervisor.destroy_outgoing(uuid)
             domain.suspend()  # paused, by a person
             assert not await hypervisor.handing_over(uuid)
+            with pytest.raises(Refused, match="not destroyed"):
+                await hypervisor.destroy_outgoing(uuid)
             domain.resume()
             assert not await hypervisor.handing_over("00000000-0000-4000-8000-00000000dead")
             await hypervisor.shutdown(uuid)
@@ -113,6 +117,7 @@ async def test_report_facts_and_events_of_a_real_libvirt() -> None:
                 await hypervisor.start(uuid)
             await hypervisor.undefine(uuid)
             await hypervisor.destroy_incoming(uuid)
+            await hypervisor.destroy_outgoing(uuid)
             await hypervisor.abort(uuid)
         finally:
             connection.close()

@@ -197,6 +197,9 @@ class LightAgent:
     async def abort(self, operation: str, step: str, attempt: int, *, epoch: int) -> AttemptReport:
         return await self.wait(operation, step, attempt, 0.0)
 
+    async def destroy_source(self, operation: str, step: str, attempt: int, *, epoch: int) -> AttemptReport:
+        return await self.wait(operation, step, attempt, 0.0)
+
     async def _do(self, key: tuple[str, str, int], attempt: Attempt) -> None:
         command, result = attempt.command, AttemptResult()
         if isinstance(command, PrepareVolumes):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from migrd.api import problems
 from migrd.cli.client import READ_ONLY
+from migrd.cli.live import numbers
 from migrd.control import DrainRequest, MigrateRequest, NotFound
 from migrd.host_config import Bmc, HostConfig
 from migrd.model import Plan
@@ -60,6 +62,11 @@ async def test_progress_bars_on_a_terminal(cli: Cli) -> None:
     for words in ("web -> h2", "━", " 40%", "60.0 MiB left, 50.0 MiB/s, dirties 3.0 MiB/s, round 2"):
         assert words in ended.out, ended.out
     assert "web: h1 -> h2 done in 6.2 s, downtime 134 ms" in ended.out
+
+
+def test_a_guest_that_is_paused_for_its_switch_over_is_told_as_such() -> None:
+    paused = replace(progress(0), handing_over_s=2.2)
+    assert numbers(move("op-2", "web", RUNNING, progress=paused)) == "paused for its switch-over for 2.2 s"
 
 
 async def test_ctrl_c_detaches_and_the_operation_goes_on(cli: Cli) -> None:

@@ -31,6 +31,7 @@ from agents.protocol import (
     ShutdownDomain,
     StartDomain,
     SweepTarget,
+    UndefineDomain,
 )
 from storage.errors import Retryable, Unknown
 from storage.words import IscsiQemuVolume, IscsiVolume, Side, VolumeReport, WindowOptions
@@ -152,6 +153,11 @@ class FakeAgent:
                 copying.cancel()
         return self.ledger[key]
 
+    async def destroy_source(self, operation: str, step: str, attempt: int, *, epoch: int) -> AttemptReport:
+        """No answer of libvirt's is ever lost in this world, so there is nothing to be ended."""
+        self.world.violate(f"I5: {self.host} is told to end the source of {step}/{attempt}")
+        raise AttemptNotSeen(f"{self.host} has no record of {step}/{attempt}")
+
     # -- doing ------------------------------------------------------------------------------------
 
     async def _do(self, key: Key, attempt: Attempt) -> None:
@@ -216,6 +222,9 @@ class FakeAgent:
                 return await self._migrate(attempt.command)
             case SweepTarget(uuid=uuid):
                 return self._sweep(uuid)
+            case UndefineDomain(uuid=uuid):
+                self.world.violate(f"I5: {host} is to undefine {uuid}, and no answer of libvirt's was lost")
+                return DONE
             case ShutdownDomain(uuid=uuid) if attempt.step == "shutdown":
                 return await self._power_button(uuid, attempt.command.deadline_s)
             case ShutdownDomain(uuid=uuid):
@@ -326,7 +335,7 @@ def _ended(key: Key, outcome: Outcome, reasons: tuple[str, ...], result: Attempt
 
 def _uuid_of(attempt: Attempt) -> str:
     command = attempt.command
-    if isinstance(command, MigrateDomain | SweepTarget | ShutdownDomain | MoveDefinition):
+    if isinstance(command, MigrateDomain | SweepTarget | UndefineDomain | ShutdownDomain | MoveDefinition):
         return command.uuid
     if isinstance(command, DisconnectReplicas | ConnectReplicas):
         return ""

@@ -91,7 +91,7 @@ Fault = Callable[[Cluster, str, str], None]
 FAULTS: list[tuple[Fault, float, int]] = [
     (kill_source_agent, 5000.0, FULL_SPEED_MIB_S),
     (kill_target_agent, 5000.0, FULL_SPEED_MIB_S),
-    # In the instant of a switch-over these two are known gap 0: they have to hit the copy.
+    # These two have to hit the copy: the instant of a switch-over is known gap 0.
     (restart_source_libvirtd, 5000.0, CRAWL_MIB_S),
     (restart_target_libvirtd, 5000.0, CRAWL_MIB_S),
     (cut_target_host, SILENT_PEER_MS, CRAWL_MIB_S),

@@ -377,6 +377,9 @@ DEEDS: Mapping[str, Kind] = {
         undo=_no_trouble,
     ),
     "lie": Kind(do=lambda s, _: s.lie()),
+    "lose-answer": Kind(
+        do=lambda s, d: s.lose_answer(d.words[0], float(d.words[1])), takes=("guest", "word")
+    ),
     "login": Kind(do=_login, takes=("host", "guest", "word"), undo=_login_works),
     "old-daemon": Kind(do=_old_daemon, undo=_old_daemon_ends),
     "old-migrate": Kind(do=_old_migrate, takes=("guest",)),

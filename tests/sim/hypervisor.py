@@ -167,12 +167,31 @@ class SimHypervisor:
             running.target_killed()
         return ""
 
+    async def destroy_outgoing(self, uuid: str) -> None:
+        await self._call()
+        await self._host.act(f"destroy source {uuid[-2:]}", lambda: self._destroy_outgoing(uuid))
+
+    def _destroy_outgoing(self, uuid: str) -> str:
+        host, domain = self._host, self._domain(uuid)
+        if domain is None:
+            return ""
+        if (domain.state, domain.reason) != (DomainState.PAUSED, "migration"):
+            raise Refused(f"domain {uuid} is {domain.state} ({domain.reason}) by now: it is not destroyed")
+        running = host.migrations.of(uuid, host.name)
+        host.world.end_process(host.name, uuid, keep=domain.persistent, reason="destroyed")
+        if running is not None:
+            running.source_killed()
+        return ""
+
     async def undefine(self, uuid: str) -> None:
         await self._call()
         await self._host.act(f"undefine {uuid[-2:]}", lambda: self._undefine(uuid))
 
     def _undefine(self, uuid: str) -> str:
         domain = self._domain(uuid)
+        running = self._host.migrations.of(uuid, self._host.name)
+        if running is not None and running.source == self._host.name:
+            raise Unknown("libvirt: Timed out during operation: cannot acquire state change lock")
         if domain is not None and domain.state is DomainState.SHUTOFF:
             del self._host.machine.domains[uuid]
             self._host.world.changed(self._host.name, f"{uuid[-2:]} is undefined", uuid=uuid)

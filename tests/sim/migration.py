@@ -1,9 +1,12 @@
 """libvirt's peer-to-peer migration between two machines of the world: it needs no agent and no daemon.
 
 prepare -> copy -> switch -> confirm -> ended. Broken before the switch-over it leaves the guest where it was,
-and an incoming QEMU that the target's libvirtd kills when it notices. The switch-over and what follows
-end as they began, except by loss of power. (Real libvirt has one more way to go wrong: the connection lost
-in the very instant of the switch-over. Source and target may then both resume; nothing above can prevent it.)
+and an incoming QEMU that the target's libvirtd kills when it notices.
+
+The answer that the guest runs on the target can be lost with the link: unheard. It comes when the link heals;
+before that the source's keepalive gives up, and the guest runs there too, unless somebody has ended it. (Real
+libvirt has one more way to go wrong: the target's libvirtd that dies between the two. Its kernel resets the
+connection, and both run at once; nothing above can prevent that.)
 
 A target that loses its power in the switch-over: QEMU had sent all, and libvirt lets the guest run again, or
 it had not, and is stuck in the kernel with the guest paused, until TCP gives up or somebody cuts the stream.
@@ -30,6 +33,7 @@ NOTICED_LATE_S = (5.0, 25.0)  # ... or has to wait for its keepalive
 UNKNOWABLE_S = 1.5  # replication lost right before the switch-over: libvirt has no way to hold it back
 FORGOTTEN = 0.2  # share of left-overs that libvirtd does not clear away in any useful time
 FORGOTTEN_S = 3600.0
+KEEPALIVE_S = 30.0  # keepalive_interval * (keepalive_count + 1) of qemu.conf
 TCP_GIVES_UP_S = 924.0  # tcp(7), tcp_retries2
 STUCK_AT_MOST_S = 30.0  # longer than a slow agent needs to see it and to cut the stream
 MIB = 1 << 20
@@ -47,10 +51,13 @@ class Migration:
         self.error: OutcomeError | None = None
         self.downtime_ms = 0
         self.lie = False  # the call reports an error although the guest moves
+        self.loses_answer_s = 0.0  # how long the link is down, from when the target runs the guest on
+        self.switch_s = 0.0  # if it is not to be by chance
         self._copy_s = world.between(COPY_S if world.rng.random() < 0.7 else LONG_COPY_S)
         self._began_s = world.loop.time()
         self._incoming: Domain | None = None  # this migration's own, not a later one's
         self.stuck_s = 0.0  # since then
+        self._unheard_s = 0.0  # since then
 
     @property
     def name(self) -> str:
@@ -116,7 +123,7 @@ class Migration:
         self.phase = "switch"
         domain.state, domain.reason = DomainState.PAUSED, "migration"
         self.world.changed(self.source, f"{self.name} pauses for the switch-over", uuid=self.uuid)
-        pause_s = self.world.between(SWITCH_S)
+        pause_s = self.switch_s or self.world.between(SWITCH_S)
         self.downtime_ms = int(pause_s * 1000)
         self.world.later(pause_s, self._switched)
 
@@ -131,6 +138,10 @@ class Migration:
         self.world.begins_to_execute(self.target, self.uuid)
         self.world.changed(self.target, f"{self.name} runs here now", uuid=self.uuid)
         self.world.later(self.world.between(CONFIRM_S), self._confirmed)
+        if self.loses_answer_s:
+            self.world.cut_link(self.source, self.target)
+            self.world.later(self.loses_answer_s, self.world.heal_link, self.source, self.target)
+        self._answer_on_its_way()  # the link may be down already
 
     def _lost_writes(self) -> None:
         """Everything the guest wrote on the source must be on the disk that it finds.
@@ -153,8 +164,12 @@ class Migration:
     def _confirmed(self) -> None:
         if self.phase != "confirm":
             return
-        self.world.end_process(self.source, self.uuid, keep=False, reason="migrated")
-        if self.lie:
+        killed = not self._here.domains[self.uuid].process
+        if not killed:
+            self.world.end_process(self.source, self.uuid, keep=False, reason="migrated")
+        if killed:
+            self._end(self._verdict(INTERNAL_ERROR, "domain is not running"))
+        elif self.lie:
             self._end(self._verdict(INTERNAL_ERROR, "End of file while reading data"))
         else:
             self._end(None)
@@ -178,12 +193,42 @@ class Migration:
                 self.cut()  # a kernel that does not know the stream resets it
         elif not self._there.powered:
             self._target_lost()
+        elif self.phase in ("confirm", "unheard"):
+            self._answer_on_its_way()
         elif self.phase in ("prepare", "copy") and not self._here.domains[self.uuid].process:
             self.broken("operation failed: domain is not running", late=False)
         elif self.phase == "copy" and not self.world.linked(self.source, self.target):
             self.broken("unable to connect: Connection timed out", late=True)
         elif self.phase in ("prepare", "copy") and not (self._here.libvirt_up and self._there.libvirt_up):
             self.broken("End of file while reading data: Input/output error", late=False)
+
+    def _answer_on_its_way(self) -> None:
+        linked = self.world.linked(self.source, self.target)
+        if self.phase == "confirm" and not linked:
+            self.phase, self._unheard_s = "unheard", self.world.loop.time()
+            self.world.later(KEEPALIVE_S, self._given_up, self._unheard_s)
+        elif self.phase == "unheard" and linked:
+            self.phase = "confirm"
+            self.world.later(self.world.between(CONFIRM_S), self._confirmed)
+
+    def _given_up(self, unheard_s: float) -> None:
+        """libvirt on the source has waited long enough: the guest runs here too, if its QEMU still lives."""
+        if self.phase != "unheard" or self._unheard_s != unheard_s:
+            return
+        if not self._here.domains[self.uuid].process:
+            self._fail(INTERNAL_ERROR, "domain is not running")
+        elif self.world.led_since(self.source, self.target) <= unheard_s:
+            self._resume_source()
+            self._fail(OPERATION_FAILED, "migration successfully aborted")
+        else:  # kinder than libvirt: nobody was there who could have helped, and no run could end well
+            self.phase = "confirm"
+            self._confirmed()
+
+    def source_killed(self) -> None:
+        """Somebody destroyed the source's QEMU. Only that of a guest that runs on the target is to go."""
+        if self.phase in ("switch", "stuck"):
+            self._fail(INTERNAL_ERROR, "domain is not running")
+            self._sweep()
 
     def target_killed(self) -> None:
         """Somebody destroyed the incoming QEMU."""
@@ -195,7 +240,7 @@ class Migration:
 
     def broken(self, message: str, *, late: bool, code: int = INTERNAL_ERROR) -> None:
         """Before the switch-over: the guest stays, the incoming QEMU goes once libvirtd there notices."""
-        if self.phase in ("switch", "stuck", "confirm", "ended"):
+        if self.phase in ("switch", "stuck", "confirm", "unheard", "ended"):
             return
         arrived = self.phase == "copy"
         self._fail(code, message)
@@ -212,7 +257,8 @@ class Migration:
             self.world.later(self.world.between(NOTICED_LATE_S), self._sweep)
 
     def _target_lost(self) -> None:
-        if self.phase == "confirm":  # its QEMU was to go in any case: what counts has moved
+        if self.phase in ("confirm", "unheard"):  # its QEMU was to go in any case: what counts has moved
+            self.phase = "confirm"
             self._confirmed()
             return
         if self.phase == "switch" and int(self._copy_s * 1000) % 2:  # no dice: plans of old seeds stay
@@ -280,12 +326,16 @@ class Migrations:
         self._all: dict[str, Migration] = {}
         self.cold = ColdActs(world)
         self.lies: set[str] = set()  # guests whose next migration succeeds and is reported as failed
+        self.loses_answer_s: dict[str, float] = {}  # guest -> how long: see Migration
+        self.switch_s: dict[str, float] = {}  # guest -> how long its next switch-over takes
         world.link_changed = self.reconsider
 
     def begin(self, uuid: str, source: str, target: str) -> Migration:
         migration = self._all[uuid] = Migration(self._world, uuid, source, target)
         migration.lie = uuid in self.lies
         self.lies.discard(uuid)
+        migration.loses_answer_s = self.loses_answer_s.pop(uuid, 0.0)
+        migration.switch_s = self.switch_s.pop(uuid, 0.0)
         migration.begin()
         return migration
 
@@ -299,13 +349,14 @@ class Migrations:
     def switching(self, uuid: str) -> bool:
         """Does the guest change hosts at this moment?"""
         found = self._all.get(uuid)
-        live = found is not None and found.phase in ("switch", "stuck", "confirm")
+        live = found is not None and found.phase in ("switch", "stuck", "confirm", "unheard")
         return live or self.cold.starting(uuid)
 
     def critical(self, host: str) -> bool:
         """Is one of them in its switch-over here?"""
         return any(
-            host in (m.source, m.target) and m.phase in ("switch", "confirm") for m in self._all.values()
+            host in (m.source, m.target) and m.phase in ("switch", "confirm", "unheard")
+            for m in self._all.values()
         )
 
     def reconsider(self) -> None:

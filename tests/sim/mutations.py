@@ -119,8 +119,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         "the flag is cleared before the source lets go",
         "I6",
         "migrd/sagas/migrate_state.py",
-        "FINISH = (Stage.RELEASE, Stage.CLOSE_WINDOW)",
-        "FINISH = (Stage.CLOSE_WINDOW, Stage.RELEASE)",
+        "FINISH = (Stage.RELEASE, Stage.CLOSE_WINDOW, ",
+        "FINISH = (Stage.CLOSE_WINDOW, Stage.RELEASE, ",
     ),
     Mutation(
         name="the flag is not cleared",
@@ -128,8 +128,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         edits=(
             Edit(
                 file="migrd/sagas/migrate_state.py",
-                old="FINISH = (Stage.RELEASE, Stage.CLOSE_WINDOW)",
-                new="FINISH = (Stage.RELEASE,)",
+                old="FINISH = (Stage.RELEASE, Stage.CLOSE_WINDOW, ",
+                new="FINISH = (Stage.RELEASE, ",
             ),
             Edit(
                 file="migrd/sagas/migrate_verdicts.py",
@@ -374,6 +374,22 @@ MUTATIONS: tuple[Mutation, ...] = (
         "migrd/sagas/cold.py",
         "    return replace(state, tries=0, starts=0, failures=0, looks=0, answers=())",
         "    return replace(state, tries=0, starts=0, failures=0, looks=0, answers=(), open=None)",
+    ),
+    _one(
+        "a source that only waits for a lost answer is left alone",
+        "I1",
+        "migrd/sagas/migrate_switch_over.py",
+        "    return replace(state, source_ended=True), (order,)",
+        "    return replace(state, source_ended=True), ()",
+        first=1,
+    ),
+    _one(
+        "the source is ended though the target does not run",
+        "I5",
+        "migrd/sagas/migrate_switch_over.py",
+        "    return pair.source is SideView.PAUSED and pair.target is SideView.RUNNING",
+        "    return pair.source is SideView.PAUSED",
+        first=1,
     ),
     Mutation(
         name="a migration's connection is cut though its target answers",

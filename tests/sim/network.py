@@ -47,6 +47,11 @@ class Link:
     duplicate: float = 0.0
     late: float = 0.0  # delivered up to half a minute later, when its sender has long given up
 
+    @property
+    def calm(self) -> bool:
+        """Does every message go through, once and in time?"""
+        return self == Link(self.host)
+
     def heal(self) -> None:
         self.to_agent = self.to_daemon = True
         self.lose_request = self.lose_reply = self.duplicate = self.late = 0.0

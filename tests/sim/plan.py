@@ -10,6 +10,7 @@ from tests.sim.world import GIB
 
 HEAL_AT_S = 40.0
 COLD = 3  # seeds that leave this when divided by four have cold moves
+UNHEARD = 1  # ... and those switch-overs whose end is not heard of
 _KINDS = (
     *(("drbd",),) * 4,
     *(("iscsi",),) * 3,
@@ -84,7 +85,24 @@ def plan(seed: int) -> Plan:
     faults = [deed for _ in range(number) for deed in _fault(rng, hosts, guests, work_s)]
     deeds = sorted((*commands, *faults), key=lambda deed: deed.at_s)
     made = Plan(seed=seed, hosts=hosts, guests=guests, deeds=tuple(deeds), undrain=rng.random() < 0.5)
-    return _with_cold_moves(made) if seed % 4 == COLD else made
+    if seed % 4 == COLD:
+        return _with_cold_moves(made)
+    return _with_lost_answers(made) if seed % 4 == UNHEARD else made
+
+
+def _with_lost_answers(made: Plan) -> Plan:
+    """The same plan, often without its faults, with switch-overs that take long, and links that break in the
+    instant when one ends. Dice of their own, as below."""
+    rng = random.Random(f"{made.seed}:unheard")
+    lost = [guest.name for guest in made.guests if rng.random() < 0.5]
+    slow = [guest.name for guest in made.guests if rng.random() < 0.5]
+    deeds = [
+        *(Deed(0.0, "lose_answer", (name, rng.choice((1.0, 10.0, 40.0, 40.0)))) for name in lost),
+        *(Deed(0.0, "slow_switch_over", (name, rng.uniform(1.5, 8.0))) for name in slow),
+    ]
+    calm = tuple(deed for deed in made.deeds if deed.what in _COMMANDS)
+    kept = calm if rng.random() < 0.7 else made.deeds
+    return replace(made, deeds=(*deeds, *kept), heal_at_s=2 * HEAL_AT_S)
 
 
 def _with_cold_moves(made: Plan) -> Plan:
@@ -270,6 +288,7 @@ def _fault_at(
             return [Deed(at_s, "trouble", (host,), shares), Deed(end_s, "trouble", (host,), quiet)]
 
 
+_COMMANDS = ("migrate", "drain", "undrain")
 _FAULTS = (
     *("daemon",) * 4,
     *("agent",) * 4,

@@ -56,6 +56,12 @@ class Process:
     def alive(self) -> bool:
         return self.life is not None
 
+    @property
+    def at_work_since_s(self) -> float:
+        """Since when it could have noticed what happens; infinity while it cannot."""
+        able = self.life is not None and not self.life.stalled
+        return self.began_s if able else float("inf")
+
     def start(self) -> None:
         """Begin a life. One that is going on goes on, and is no longer to be killed."""
         self._wanted = True
@@ -162,9 +168,7 @@ class AgentProcess(Process):
 
     @property
     def at_work_since_s(self) -> float:
-        """Since when it could have noticed what happens on its host; infinity while it cannot."""
-        able = self.life is not None and not self.life.stalled and self.trouble == Trouble()
-        return self.began_s if able else float("inf")
+        return super().at_work_since_s if self.trouble == Trouble() else float("inf")
 
     def died(self) -> None:
         self.machine.listeners.clear()

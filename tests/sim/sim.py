@@ -42,6 +42,7 @@ from tests.sim.world import World
 
 T = TypeVar("T")
 POLL_S = 0.25
+HITCH_LASTS_S = 60.0  # until every operation has got over it
 
 
 class BrokenError(AssertionError):
@@ -80,6 +81,8 @@ class Sim:
         self._commands: set[asyncio.Task[Any]] = set()
         self.world.on_power = self._power_changed
         self.world.watched_since = lambda host: self.agents[host].at_work_since_s
+        self.world.led_since = self._led_since
+        self._hitch_s = -HITCH_LASTS_S  # when something between daemon and agents changed last
         self.daemon.disk.before_commit = self._before_commit
         self.daemon.disk.after_commit = self._after_commit
         bugs.clear()
@@ -162,6 +165,24 @@ class Sim:
     def at(self, delay_s: float, what: Callable[..., object], *args: object) -> None:
         """Do something so many virtual seconds from now."""
         self.world.later(delay_s, lambda: what(*args))
+
+    def _led_since(self, source: str, target: str) -> float:
+        """Since when the daemon could see and command both hosts without a hitch; infinity if it cannot."""
+        hosts = (source, target)
+        disks = (self.daemon.disk, *(self.agents[host].disk for host in hosts))
+        able = (
+            self.controller is not None
+            and all(self.network.links[host].calm for host in hosts)
+            and all(self.world.machines[host].libvirt_up for host in hosts)
+            and not any(disk.fault for disk in disks)
+        )
+        if not able:
+            return float("inf")
+        since_s = (self.agents[host].at_work_since_s for host in hosts)
+        return max(self.daemon.at_work_since_s, *since_s, self._hitch_s + HITCH_LASTS_S)
+
+    def _hitch(self) -> None:
+        self._hitch_s = self._loop.time()
 
     # -- commands --------------------------------------------------------------------------------
 
@@ -253,6 +274,7 @@ class Sim:
         machine = self.world.machines[host]
         if machine.booted and not machine.libvirt_up:
             machine.libvirt_up = True
+            self._hitch()
             self.trace.note("fault", host, "libvirtd is back")
             self.migrations.cold.reconsider()
             for listener in list(machine.listeners):
@@ -268,12 +290,23 @@ class Sim:
         """Daemon and agent hear each other again, and lose nothing."""
         self.network.links[host].heal()
         self.network.healed()
+        self._hitch()
         self.trace.note("fault", host, "network works")
 
     def lie(self) -> None:
         """The next migration of each guest succeeds, and libvirt calls it a failure."""
         self.migrations.lies |= set(self.world.guests)
         self.trace.note("fault", "libvirt", "will report success as failure")
+
+    def lose_answer(self, guest: str, for_s: float) -> None:
+        """In the guest's next switch-over: the target runs it, and the link is down before it can say so."""
+        self.migrations.loses_answer_s[self.world.guest(guest).uuid] = for_s
+        self.trace.note("fault", guest, f"its next switch-over will not be heard of for {for_s:.1f} s")
+
+    def slow_switch_over(self, guest: str, for_s: float) -> None:
+        """The guest's next switch-over takes so long."""
+        self.migrations.switch_s[self.world.guest(guest).uuid] = for_s
+        self.trace.note("fault", guest, f"its next switch-over will take {for_s:.1f} s")
 
     def lossy(self, host: str, **shares: float) -> None:
         """lose_request, lose_reply, duplicate, late: shares of the messages; delay_s."""
@@ -283,6 +316,7 @@ class Sim:
         self.trace.note("fault", host, f"network {shares}")
 
     def break_stream(self, host: str) -> None:
+        self._hitch()
         self.trace.note("fault", host, "connections are reset")
         self.network.reset(host)
 
@@ -341,6 +375,7 @@ class Sim:
         """Of a host, or of "migrd"."""
         disk: Disk = self.daemon.disk if where == "migrd" else self.agents[where].disk
         disk.fault = fault
+        self._hitch()
         self.trace.note("fault", where, f"disk: {fault or 'works'}")
 
     def bmc(self, host: str, mode: str) -> None:
@@ -352,6 +387,7 @@ class Sim:
         """tool_hangs, tool_lost, look_hangs, libvirt_slow: shares of the calls."""
         for name, share in shares.items():
             setattr(self.agents[host].trouble, name, share)
+        self._hitch()
         self.trace.note("fault", host, f"trouble {shares}")
 
     def heal(self) -> None:
@@ -373,6 +409,8 @@ class Sim:
             self.libvirt_back(host)
             self.start_agent(host)
         self.migrations.lies.clear()
+        self.migrations.loses_answer_s.clear()
+        self.migrations.switch_s.clear()
         self.world.boots_not.clear()
         self.network.healed()
         self.daemon.unstall()

@@ -65,6 +65,16 @@ def iscsi_boots_not(sim: Sim) -> None:
     sim.boots_not("g", "h2")
 
 
+def drbd_unheard(sim: Sim) -> None:
+    drbd(sim)
+    sim.lose_answer("g", 120.0)
+
+
+def iscsi_unheard(sim: Sim) -> None:
+    iscsi(sim)
+    sim.lose_answer("g", 120.0)
+
+
 def _machines(sim: Sim) -> None:
     for name in ("h1", "h2", "h3"):
         sim.world.add_machine(name)
@@ -89,6 +99,8 @@ async def undrain(sim: Sim) -> str:
 STORIES = (
     Story("migrate-drbd", drbd, migrate, may_be_undone=True),
     Story("migrate-iscsi", iscsi, migrate, may_be_undone=True),
+    Story("migrate-drbd-unheard", drbd_unheard, migrate, may_be_undone=True),
+    Story("migrate-iscsi-unheard", iscsi_unheard, migrate, may_be_undone=True),
     Story("drain-drbd", drbd, drain, drained="h1"),
     Story("drain-iscsi", iscsi, drain, drained="h1"),
     Story("drain-both", both, drain, drained="h1"),

@@ -206,6 +206,35 @@ def test_i5_a_guest_that_ignores_its_power_button_keeps_running_and_one_that_fol
             tell(partial(story, how, seed))
 
 
+def test_i1_a_guest_whose_switch_over_is_not_heard_of_runs_once() -> None:
+    """Seen in the lab: libvirt on the source let it run, too. The daemon may even be away for a while."""
+    ended: list[Happened] = []
+
+    async def story(seed: int, away_s: float) -> None:
+        async with Sim(seed=seed) as sim:
+            three(sim)
+            sim.world.add_iscsi("g", "h1")
+            await sim.start()
+            sim.lose_answer("g", 60.0)
+            operation = await sim.migrate("g", "h2")
+            await told(sim, "g runs here now")
+            if away_s:
+                sim.kill_daemon()
+                sim.at(away_s, sim.start_daemon)
+            await sim.pass_time(40.0)
+            assert sim.where("g") == ["h2"]
+            ended.extend(each for each in sim.trace.log if "ends (destroyed)" in each.text)
+            await sim.until(lambda: not sim.open_operations(), at_most_s=300)
+            assert state(sim, operation) == "done"
+            await converge(sim)
+            sim.check_end()
+
+    runs = [(seed, away_s) for seed in range(4) for away_s in (0.0, 2.0, 15.0)]
+    for seed, away_s in runs:
+        tell(partial(story, seed, away_s))
+    assert len(ended) == len(runs)
+
+
 def test_i5_a_guest_in_its_switch_over_does_not_wait_for_a_target_that_is_dead() -> None:
     """Seen in the lab: QEMU sat in the kernel for minutes, deaf to libvirt, with the guest paused."""
     cuts: list[Happened] = []

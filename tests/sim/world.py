@@ -116,6 +116,7 @@ class World:
         self.link_changed: Callable[[], None] = lambda: None
         self.on_cold_act: Callable[[str, str, str], None] = lambda _what, _host, _uuid: None
         self.watched_since: Callable[[str], float] = lambda _host: 0.0  # how long its agent has been at work
+        self.led_since: Callable[[str, str], float] = lambda _source, _target: 0.0  # see Sim
         self._context = Context()
         self._generation = 1
         self._volumes = 0
@@ -531,6 +532,7 @@ class World:
         self.cut_links.discard(frozenset((one, other)))
         self.trace.note("fault", one, f"link to {other} works again")
         self.reconnect_all()
+        self.link_changed()
 
     def power_off(self, host: str, why: str) -> None:
         """Everything on it ends at once; definitions and data stay."""
