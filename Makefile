@@ -49,8 +49,11 @@ fmt: venv
 unit: venv
 	$(BIN)/pytest -q -n 4 --dist worksteal $(UNIT) # many of them wait for programs
 
+# Two labs side by side, since most stories wait. Before them, on its own, what compares the machine before a lab with
+# the machine after it.
 lab-test: image
-	$(BIN)/pytest -v --durations=20 tests/lab
+	$(BIN)/pytest -v --durations=5 tests/lab/test_alone.py
+	$(BIN)/pytest -v -n 2 --dist loadfile --no-loadscope-reorder --durations=20 tests/lab --ignore=tests/lab/test_alone.py
 
 # On the simulator: killed at every step, 500 fresh seeds, the kept ones, guards removed one at a time, scenarios.
 sim-test: venv

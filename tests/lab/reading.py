@@ -5,14 +5,58 @@ from __future__ import annotations
 import re
 
 _MARK = "-- "
-# One ssh connection for all that a host may hold of a guest; a UML host takes its time to start a program.
-LOOK = (
-    f"echo '{_MARK}domains'; virsh -c qemu:///system list --all --name; "
-    f"echo '{_MARK}processes'; cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -o 'guest=[^, ]*'; "
-    f"echo '{_MARK}sessions'; iscsiadm -m session 2>/dev/null; "
-    f"echo '{_MARK}volumes'; drbdsetup status; "
-    f"echo '{_MARK}end'"
+# What has to answer, and what answers with an error where there is nothing.
+_PARTS = {
+    "domains": "virsh -c qemu:///system list --all --name || exit",
+    "active": "virsh -c qemu:///system list --name || exit",
+    "processes": "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -o 'guest=[^, ]*'",
+    "sessions": "iscsiadm -m session 2>/dev/null",
+    "volumes": "drbdsetup status",
+    "options": "drbdsetup show || exit",
+    "roles": "cat /proc/drbd || exit",
+}
+# One ssh connection for all that a host may hold of its guests; a UML host takes its time to start a program.
+LOOK = "; ".join(
+    [*(f"echo '{_MARK}{part}'; {words}" for part, words in _PARTS.items()), f"echo '{_MARK}end'"]
 )
+
+
+class Look:
+    """What one host holds, out of what LOOK prints.
+
+    Raises ValueError for an output that is cut short: nothing seen is not nothing there.
+    """
+
+    def __init__(self, printed: str) -> None:
+        parts = dict.fromkeys(_PARTS, "")
+        for part in re.split(rf"^{_MARK}", printed, flags=re.MULTILINE)[1:]:
+            name, _, text = part.partition("\n")
+            parts[name] = text
+        if "end" not in parts or not parts["domains"]:
+            raise ValueError(f"cut short: {printed!r}")
+        self._parts = parts
+
+    def runs(self, guest: str) -> bool:
+        """As libvirt says: running, paused or shutting down."""
+        return guest in self._parts["active"].split()
+
+    def window_open(self) -> bool:
+        """The flag of I6 on any resource, or one that is primary on both sides."""
+        return window_open(self._parts["options"]) or both_primary(self._parts["roles"])
+
+    def left_of(self, guest: str) -> list[str]:
+        """What a host where the guest does not live holds of it; empty is good."""
+        parts, found = self._parts, []
+        if guest in parts["domains"].split():
+            found.append("a definition")
+        if f"guest={guest}" in parts["processes"].split():
+            found.append("a QEMU")
+        if re.search(rf":[a-z0-9]+\.{re.escape(guest)}\b", parts["sessions"]):
+            found.append("an iSCSI session")
+        role = re.search(rf"^{re.escape(guest)} role:(\w+)", parts["volumes"], re.MULTILINE)
+        if role and role[1] != "Secondary":
+            found.append(f"its DRBD volume as {role[1]}")
+        return found
 
 
 def window_open(shown: str) -> bool:
@@ -23,30 +67,6 @@ def window_open(shown: str) -> bool:
 def both_primary(proc_drbd: str) -> bool:
     """/proc/drbd: is any resource primary on both sides now?"""
     return re.search(r"\bro:Primary/Primary\b", proc_drbd) is not None
-
-
-def left_of(guest: str, looked: str) -> list[str]:
-    """What a host where the guest does not live holds of it, out of what LOOK prints; empty is good.
-
-    Raises ValueError for an output that is cut short: nothing seen is not nothing there.
-    """
-    parts = dict.fromkeys(("domains", "processes", "sessions", "volumes"), "")
-    for part in re.split(rf"^{_MARK}", looked, flags=re.MULTILINE)[1:]:
-        name, _, text = part.partition("\n")
-        parts[name] = text
-    if "end" not in parts or not parts["domains"]:
-        raise ValueError(f"cut short: {looked!r}")
-    found = []
-    if guest in parts["domains"].split():
-        found.append("a definition")
-    if f"guest={guest}" in parts["processes"].split():
-        found.append("a QEMU")
-    if re.search(rf":[a-z0-9]+\.{re.escape(guest)}\b", parts["sessions"]):
-        found.append("an iSCSI session")
-    role = re.search(rf"^{re.escape(guest)} role:(\w+)", parts["volumes"], re.MULTILINE)
-    if role and role[1] != "Secondary":
-        found.append(f"its DRBD volume as {role[1]}")
-    return found
 
 
 def counter(metrics: str, series: str) -> float:

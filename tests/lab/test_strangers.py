@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import ssl
 import subprocess
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 
+from tests.lab.caller import Caller
 from tests.lab.labctl import REPO, LabCtl, until
 from tests.lab.reading import counter
 
 pytestmark = pytest.mark.lab
 AGENT_PORT = 7443
-
-
-class Caller:
-    """Asks over TLS, with a certificate or without; `pki` is the authority that it trusts."""
-
-    def __init__(self, pki: Path, own: Path | None = None) -> None:
-        self.tls = ssl.create_default_context(cafile=str(pki / "ca.pem"))
-        if own is not None:
-            self.tls.load_cert_chain(own, own.with_suffix(".key"))
-
-    def get(self, url: str, token: str | None = None) -> tuple[int, str]:
-        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        request = urllib.request.Request(url, headers=headers)
-        try:
-            with urllib.request.urlopen(request, context=self.tls, timeout=20) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as refused:
-            return refused.code, refused.read().decode()
 
 
 @pytest.fixture
@@ -51,7 +31,7 @@ def test_a_wrong_token_is_refused_and_counted(
     lab_session: LabCtl, pki: Path, token: str | None, reason: str
 ) -> None:
     url, good = lab_session.env["MIGRD_URL"], (pki / "token").read_text().strip()
-    caller = Caller(pki)
+    caller = Caller(pki / "ca.pem")
     series = f'migrd_api_auth_failures_total{{reason="{reason}"}}'
     before = counter(caller.get(f"{url}/metrics", good)[1], series)
     status, said = caller.get(f"{url}/v1/hosts", token)
@@ -62,12 +42,12 @@ def test_a_wrong_token_is_refused_and_counted(
 
 
 def refused(agent: str, pki: Path, reason: str, own: Path | None) -> None:
-    daemon = Caller(pki, pki / "migrd.pem")
+    daemon = Caller(pki / "ca.pem", pki / "migrd.pem")
     series = f'migrd_agent_auth_failures_total{{reason="{reason}"}}'
     before = counter(daemon.get(f"{agent}/metrics")[1], series)
     with pytest.raises(OSError, match=r"alert|reset|EOF|closed"):
         # TLS 1.3: the client may believe that it is connected until it reads
-        Caller(pki, own).get(f"{agent}/v1/report")
+        Caller(pki / "ca.pem", own).get(f"{agent}/v1/report")
     until("counted", lambda: counter(daemon.get(f"{agent}/metrics")[1], series) == before + 1, deadline_s=10)
 
 
@@ -91,10 +71,10 @@ def test_an_agents_own_certificate_is_none_for_clients(agent: str, pki: Path) ->
 
 def test_a_client_of_another_name_is_refused_and_counted(agent: str, pki: Path, tmp_path: Path) -> None:
     """Signed by the right authority for clients, but allowed_clients does not name it."""
-    daemon = Caller(pki, pki / "migrd.pem")
+    daemon = Caller(pki / "ca.pem", pki / "migrd.pem")
     series = 'migrd_agent_auth_failures_total{reason="name"}'
     before = counter(daemon.get(f"{agent}/metrics")[1], series)
-    status, said = Caller(pki, signed(pki, "backup", tmp_path)).get(f"{agent}/v1/report")
+    status, said = Caller(pki / "ca.pem", signed(pki, "backup", tmp_path)).get(f"{agent}/v1/report")
     assert status == 403
     assert "Not an allowed client" in said
     assert counter(daemon.get(f"{agent}/metrics")[1], series) == before + 1

@@ -9,8 +9,8 @@ from labkit.audit_outage import INTERVAL_NS, THRESHOLD_NS, GapMeter, OutageMeter
 MS = 1_000_000
 
 
-def answered(*times_ms: float) -> OutageMeter:
-    meter = OutageMeter()
+def answered(*times_ms: float, every_ms: int = INTERVAL_NS // MS) -> OutageMeter:
+    meter = OutageMeter(every_ms * MS)
     for time_ms in times_ms:
         meter.answer(int(time_ms * MS))
     return meter
@@ -25,6 +25,11 @@ def test_a_second_of_silence() -> None:
     report = answered(0, 10, 20, 1030, 1040).report(1045 * MS)
     assert report["outage_max_ms"] == 1000.0
     assert report["outages"] == 1
+
+
+def test_an_observer_that_asks_less_often_takes_no_pause_of_its_own_for_an_outage() -> None:
+    assert answered(*range(0, 1000, 50), every_ms=50).report(1049 * MS)["outages"] == 0
+    assert answered(0, 50, 1100, every_ms=50).report(1100 * MS)["outage_max_ms"] == 1000.0
 
 
 def test_silences_up_to_the_threshold_do_not_count() -> None:

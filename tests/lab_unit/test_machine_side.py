@@ -183,6 +183,8 @@ def test_slots_are_given_out_lowest_first_and_refused_when_taken(own_root: Path)
     for slot in (0, 2):
         (own_root / f"l{slot}").mkdir()
         state.save(Lab(layout=Layout(name=f"l{slot}", slot=slot, hosts=("h1",))))
+    (own_root / "gone").mkdir()
+    (own_root / "gone" / state.STATE_FILE).symlink_to("removed-after-it-was-listed")
     assert state.free_slot() == 1
     for slot in range(layout.MAX_SLOTS):
         (own_root / f"l{slot}").mkdir(exist_ok=True)

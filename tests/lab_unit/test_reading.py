@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.reading import both_primary, counter, left_of, window_open
+from tests.lab.reading import Look, both_primary, counter, window_open
 
 CAPTURES = Path(__file__).resolve().parents[1] / "storage" / "data" / "drbd84"
 WITH_WINDOW = {"dual_primary"}
@@ -31,9 +31,10 @@ def test_the_flag_is_read_with_and_without_a_tab_and_nothing_else_is_taken_for_i
     assert not window_open("")
 
 
-def looked(domains: str = "other", processes: str = "", sessions: str = "", volumes: str = "") -> str:
-    parts = (("domains", domains), ("processes", processes), ("sessions", sessions), ("volumes", volumes))
-    return "".join(f"-- {name}\n{text}\n" for name, text in parts) + "-- end\n"
+def looked(domains: str = "other", **parts: str) -> str:
+    return (
+        "".join(f"-- {name}\n{text}\n" for name, text in {"domains": domains, **parts}.items()) + "-- end\n"
+    )
 
 
 SESSION = "tcp: [1] 10.77.1.5:3260,1 iqn.2026-11.org.lab:test.web (non-flash)"
@@ -53,13 +54,26 @@ SESSION = "tcp: [1] 10.77.1.5:3260,1 iqn.2026-11.org.lab:test.web (non-flash)"
     ],
 )
 def test_what_is_left_of_a_guest_is_named(text: str, left: list[str]) -> None:
-    assert left_of("web", text) == left
+    assert Look(text).left_of("web") == left
 
 
 @pytest.mark.parametrize("text", ["", "-- domains\nother\n", "-- domains\n-- processes\n-- end\n"])
 def test_an_answer_that_is_cut_short_does_not_say_that_nothing_is_left(text: str) -> None:
     with pytest.raises(ValueError, match="cut short"):
-        left_of("web", text)
+        Look(text)
+
+
+def test_a_guest_runs_where_libvirt_lists_it_as_active() -> None:
+    assert Look(looked(domains="web", active="webber\nweb")).runs("web")
+    assert not Look(looked(domains="web", active="webber")).runs("web")
+
+
+def test_a_host_has_a_window_open_by_its_flag_or_by_two_primaries() -> None:
+    assert Look(looked(options="net { \n\tallow-two-primaries\tyes;\n}")).window_open()
+    assert Look(
+        looked(roles=" 0: cs:Connected ro:Primary/Primary ds:UpToDate/UpToDate C r-----")
+    ).window_open()
+    assert not Look(looked(roles=" 0: cs:Connected ro:Primary/Secondary ds:UpToDate/UpToDate")).window_open()
 
 
 def test_a_counter_is_read_by_its_full_name() -> None:

@@ -11,7 +11,7 @@ from labkit import disks_iscsi, libvirt_conf, uml_image, uml_seed, uml_units
 from labkit.layout import Layout
 from labkit.sh import LabRefusedError
 from labkit.state import Lab
-from labkit.uml_host import MAX_UBD, UmlHost, command_line, free_ubd_slot, ubd_device
+from labkit.uml_host import MAX_UBD, UmlHost, command_line, free_ubd_slot, home_cpu, ubd_device
 
 LAYOUT = Layout(name="lab", slot=2, hosts=("h1", "h2"))
 FACTS = uml_seed.Facts(
@@ -45,6 +45,15 @@ def test_a_host_says_which_signal_ended_a_command() -> None:
 def test_host_is_told_which_resources_were_removed_while_it_was_off() -> None:
     assert "lab.gone=g1,g2" in command_line(LAYOUT, "h1", {}, ["g1", "g2"])
     assert not [word for word in command_line(LAYOUT, "h1", {}, []) if word.startswith("lab.gone")]
+
+
+def test_h1_has_a_processor_to_itself_and_the_next_instance_begins_with_the_next_one() -> None:
+    machines = ("h1", "h2", "h3", "s1")
+    homes = [[home_cpu(host, slot, (0, 1)) for host in machines] for slot in (0, 1, 2)]
+    assert homes == [[0, 1, 1, 1], [1, 0, 0, 0], [0, 1, 1, 1]]
+    assert [home_cpu(host, 0, (0, 1, 2, 3)) for host in machines] == [0, 3, 1, 1]
+    assert [home_cpu(host, 5, (0, 1, 2, 3)) for host in machines] == [1, 0, 2, 2]
+    assert home_cpu("h2", 1, (4,)) == 4
 
 
 def test_disk_slots_are_given_out_lowest_first_and_run_out_with_a_reason() -> None:

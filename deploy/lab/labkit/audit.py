@@ -31,8 +31,11 @@ def socket_path(layout: Layout) -> Path:
     return layout.dir / "audit.sock"
 
 
-def start(lab: Lab) -> None:
-    """Start the observer; returns once it answers. Raises LabRefusedError if it runs already."""
+def start(lab: Lab, interval_ms: int) -> None:
+    """Start the observer, which probes every `interval_ms`; returns once it answers.
+
+    Raises LabRefusedError if it runs already.
+    """
     layout = lab.layout
     if process.find(lab.name, ROLE) is not None:
         raise LabRefusedError("the audit is running: `lab audit stop` first")
@@ -45,6 +48,7 @@ def start(lab: Lab) -> None:
         "labkit.audit_observer",
         str(state_path(lab.name)),
         str(socket_path(layout)),
+        str(interval_ms),
     ]
     log = layout.dir / "audit.log"
     process.spawn(

@@ -1,6 +1,6 @@
 """The observer: a process in the switches' namespace that probes every guest and hears every port.
 
-    python3 -m labkit.audit_observer STATE_FILE SOCKET
+    python3 -m labkit.audit_observer STATE_FILE SOCKET INTERVAL_MS
 
 It trusts nobody: it has its own probes, its own ears on every host's port of the guest network, and the
 kernel's time stamps; it asks neither libvirt nor migrd. A request on the Unix socket is answered with
@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from labkit import audit_packets, audit_socket
-from labkit.audit_outage import INTERVAL_NS
 from labkit.audit_packets import Ack, ProbeFrames
 from labkit.audit_state import GuestLog, Watched, watched_guests
 from labkit.guest_xml import ACK_PORT, observer_mac
@@ -31,7 +30,7 @@ from labkit.layout import Layout
 from labkit.state import Lab
 
 BRIDGE = "guests"
-_ROLL_CALL_EVERY = 100  # ticks: one second
+_ROLL_CALL_NS = 10**9
 _REFRESH_NS = 500_000_000
 _DRAIN_LIMIT = 2000  # frames per turn, so that a flood cannot keep the probes from going out
 _REQUEST_LIMIT = 64  # bytes
@@ -41,8 +40,10 @@ _LATE_NS = 5_000_000
 class Observer:
     """The state and the sockets of the one loop. `run` returns when told to stop by SIGTERM."""
 
-    def __init__(self, state_file: Path, answers: Path) -> None:
+    def __init__(self, state_file: Path, answers: Path, interval_ns: int) -> None:
         self.state_file = state_file
+        self.interval_ns = interval_ns
+        self.roll_call_every = _ROLL_CALL_NS // interval_ns  # ticks
         self.layout = self._read_layout()
         self.ports = audit_socket.guest_ports(self.layout)
         self.logs: dict[str, GuestLog] = {}
@@ -70,7 +71,7 @@ class Observer:
         self._state_stamp: tuple[int, int] = (0, 0)
 
     def run(self) -> None:
-        """Probe every 10 ms, and hear what came in since: the kernel has stamped each frame with its time."""
+        """Probe, and hear what came in since: the kernel has stamped each frame with its time."""
         due = time.monotonic_ns()
         refresh = 0
         while not self.stopping:
@@ -78,7 +79,7 @@ class Observer:
             if now >= due:
                 self._tick(max(0, now - due))
                 # Lateness is not made good with a burst: missed probes stay missed, and are reported as late.
-                due = due + INTERVAL_NS if now < due + INTERVAL_NS else now + INTERVAL_NS
+                due = (due if now < due + self.interval_ns else now) + self.interval_ns
             if now >= refresh:
                 self._refresh()
                 refresh = now + _REFRESH_NS
@@ -94,7 +95,7 @@ class Observer:
         return {
             "started_at": round(self.started_ns / 1e9, 3),
             "seconds": round((now - self.started_ns) / 1e9, 1),
-            "probe_interval_ms": INTERVAL_NS / 1e6,
+            "probe_interval_ms": self.interval_ns / 1e6,
             "probe_ticks": self.ticks,
             "probe_late_max_ms": round(self.late_max_ns / 1e6, 1),
             "probe_late_ticks": self.late_ticks,
@@ -113,13 +114,13 @@ class Observer:
         self.late_max_ns = max(self.late_max_ns, late_ns)
         if late_ns > _LATE_NS:
             self.late_ticks += 1
-        roll_call = self.ticks % _ROLL_CALL_EVERY == 0
+        roll_call = self.ticks % self.roll_call_every == 0
         for name, frames in self.probes.items():
             log = self.logs[name]
             log.outages.late(late_ns)
             self._send(frames.probe(self.ticks))
             if roll_call:
-                number = (self.ticks // _ROLL_CALL_EVERY) & 0xFFFF
+                number = (self.ticks // self.roll_call_every) & 0xFFFF
                 log.instances.roll_call(number, time.time_ns())
                 self._send(frames.roll_call(number))
 
@@ -164,7 +165,7 @@ class Observer:
         self.by_ip = {socket.inet_aton(log.guest.address): log for log in self.logs.values()}
 
     def _watch(self, guest: Watched) -> None:
-        self.logs[guest.name] = GuestLog(guest)
+        self.logs[guest.name] = GuestLog(guest, self.interval_ns)
         self.probes[guest.name] = ProbeFrames(
             bytes.fromhex(observer_mac(self.layout).replace(":", "")),
             socket.inet_aton(self.layout.gateway("guests")),
@@ -191,9 +192,9 @@ class Observer:
         return Lab.from_json(json.loads(self.state_file.read_text())).layout
 
 
-def main(state_file: str, answers: str) -> None:
+def main(state_file: str, answers: str, interval_ms: str) -> None:
     """Run until SIGTERM."""
-    observer = Observer(Path(state_file), Path(answers))
+    observer = Observer(Path(state_file), Path(answers), int(interval_ms) * 10**6)
     stop: Callable[..., None] = lambda *_: setattr(observer, "stopping", True)  # noqa: E731
     signal.signal(signal.SIGTERM, stop)
     # Before everything else on the machine: the observer's own delays must never look like a guest's.
@@ -204,4 +205,4 @@ def main(state_file: str, answers: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:])

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-INTERVAL_NS = 10_000_000
+INTERVAL_NS = 10_000_000  # unless `audit start --every` says otherwise
 THRESHOLD_NS = 50_000_000
 _KEPT = 20
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from labkit.audit_instances import InstanceCounter, Seen
-from labkit.audit_outage import GapMeter, OutageMeter
+from labkit.audit_outage import INTERVAL_NS, GapMeter, OutageMeter
 from labkit.audit_packets import Ack, Reply
 
 MAX_BOOTS = 65_000  # a ledger entry is an unsigned short
@@ -30,10 +30,10 @@ class Watched:
 class GuestLog:
     """Everything observed of one guest. Its size is fixed by the size of the guest's disk."""
 
-    def __init__(self, guest: Watched) -> None:
+    def __init__(self, guest: Watched, interval_ns: int = INTERVAL_NS) -> None:
         self.guest = guest
         self.instances = InstanceCounter()
-        self.outages = OutageMeter()
+        self.outages = OutageMeter(interval_ns)
         self.gaps = GapMeter()
         self.ports: dict[str, int] = {}  # port -> frames heard on it
         self.last_port: str | None = None

@@ -7,12 +7,14 @@ from typing import Any
 
 from labkit import audit, guest_image, guest_xml, guests, state
 from labkit import cli_words as words
+from labkit.audit_outage import INTERVAL_NS
 from labkit.cli_words import say
 from labkit.disk import DISK_KINDS
 
 MAX_MEMORY_MIB = 4096
 MIN_DISK_MIB, MAX_DISK_MIB = 8, 16384  # DRBD's metadata of 1 MiB is enough for 16 GiB
 MAX_RECORDS_PER_S = 1000
+MAX_PROBE_MS = 200  # an outage is known to within that time
 
 
 def register(verbs: Any) -> None:
@@ -49,8 +51,12 @@ def register(verbs: Any) -> None:
     actions = verbs.add_parser("audit", help="an observer that trusts nobody").add_subparsers(
         required=True, metavar="ACTION"
     )
-    words.verb(
-        actions, "start", _audit_start, "probe every guest every 10 ms, count instances and acknowledgements"
+    verb = words.verb(
+        actions, "start", _audit_start, "probe every guest, count instances and acknowledgements"
+    )
+    every = words.whole(1, MAX_PROBE_MS, "ms")
+    verb.add_argument(
+        "--every", type=every, default=INTERVAL_NS // 10**6, metavar="MS", help="between probes"
     )
     words.verb(actions, "report", _audit_report, "figures up to now, with what the disks hold")
     words.verb(actions, "stop", _audit_stop, "end the observer and forget its figures")
@@ -113,7 +119,7 @@ def guest_table(rows: list[dict[str, Any]]) -> str:
 
 
 def _audit_start(args: argparse.Namespace) -> int:
-    audit.start(state.load(args.lab))
+    audit.start(state.load(args.lab), args.every)
     return say(args, {"audit": "running"}, "the audit is running")
 
 

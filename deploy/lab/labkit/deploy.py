@@ -7,14 +7,17 @@ there is no systemd: the same programs run as plain processes, the daemon on thi
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+import tarfile
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from labkit import bmc, netns_host, process, state
+from labkit import bmc, hosts, netns_host, process, state
 from labkit.guest_image import CHECKOUT
 from labkit.hosts import Host
 from labkit.layout import BMC_USER, STORAGE_HOST, Layout
@@ -27,6 +30,8 @@ AGENT_PORT = 7443
 MIGRCTL_KEY = "migrctl"  # in Lab.extra: the environment that migrctl needs
 _READY_DEADLINE_S = 90.0
 _ETC = "/etc/migrd"
+
+Files = Mapping[str, tuple[int, bytes]]  # path on a host -> mode and content
 
 
 def deploy(lab: Lab, moves: int | None = None) -> dict[str, str]:
@@ -102,12 +107,12 @@ def default_moves(layout: Layout) -> int:
 
 def daemon_toml(layout: Layout, etc: str, state_dir: str, moves: int) -> str:
     """migrd.toml; `etc` holds certificates, token and BMC password."""
-    hosts = ""
+    tables = ""
     for host in layout.hosts:
-        hosts += (
+        tables += (
             f'\n[hosts.{host}]\nagent = "https://{layout.host_address(host, "management")}:{AGENT_PORT}"\n'
         )
-        hosts += (
+        tables += (
             f'\n[hosts.{host}.bmc]\naddress = "{layout.bmc_address(host)}"\nuser = "{BMC_USER}"\n'
             f'password_file = "{etc}/bmc-password"\noptions = {{ cipher = "3" }}\n'
         )
@@ -127,18 +132,20 @@ dir = "{state_dir}"
 
 [policy]
 per_host_moves = {moves}
-{hosts}"""
+{tables}"""
 
 
 def _agent(lab: Lab, name: str, pki: Path, venv: Path) -> None:
     layout = lab.layout
     host: Host = UmlHost(layout, name) if layout.kind == "uml" else netns_host.host(lab, name)
-    put(host, f"{_ETC}/agent.toml", agent_toml(layout, name).encode(), 0o644)
+    files = {f"{_ETC}/agent.toml": (0o644, agent_toml(layout, name).encode())}
     for file, source in (("ca.pem", "ca.pem"), ("agent.pem", f"{name}.pem"), ("agent.key", f"{name}.key")):
-        put(host, f"{_ETC}/{file}", (pki / source).read_bytes(), 0o600)
+        files[f"{_ETC}/{file}"] = (0o600, (pki / source).read_bytes())
     if layout.kind == "uml":
-        _unit(host, "migrd-agent", venv)
+        put(host, {**files, **_unit("migrd-agent", venv)})
+        _restart(host, "migrd-agent")
     else:
+        put(host, files)
         start_netns_agent(lab, name)
 
 
@@ -167,32 +174,37 @@ def _daemon(lab: Lab, pki: Path, venv: Path, moves: int) -> None:
         process.spawn(argv, lab=layout.name, role="migrd", log=layout.dir / "migrd.log")
         return
     host = UmlHost(layout, STORAGE_HOST)
-    for name in ("ca.pem", "api.pem", "api.key", "migrd.pem", "migrd.key", "token"):
-        put(host, f"{_ETC}/{name}", (pki / name).read_bytes(), 0o600)
-    put(host, f"{_ETC}/bmc-password", bmc.password_file(layout).read_bytes(), 0o600)
-    put(host, f"{_ETC}/migrd.toml", daemon_toml(layout, _ETC, "/var/lib/migrd", moves).encode(), 0o600)
-    _unit(host, "migrd", venv)
+    names = ("ca.pem", "api.pem", "api.key", "migrd.pem", "migrd.key", "token")
+    files = {f"{_ETC}/{name}": (0o600, (pki / name).read_bytes()) for name in names}
+    files[f"{_ETC}/bmc-password"] = (0o600, bmc.password_file(layout).read_bytes())
+    files[f"{_ETC}/migrd.toml"] = (0o600, daemon_toml(layout, _ETC, "/var/lib/migrd", moves).encode())
+    put(host, {**files, **_unit("migrd", venv)})
+    _restart(host, "migrd")
 
 
-def _unit(host: Host, unit: str, venv: Path) -> None:
-    """Install the project's own unit, with the program's path of this checkout, and (re)start it."""
+def _unit(unit: str, venv: Path) -> Files:
+    """The project's own unit, with the program's path of this checkout."""
     text = (CHECKOUT / "systemd" / f"{unit}.service").read_bytes()
-    put(host, f"/etc/systemd/system/{unit}.service", text, 0o644)
     # The unit has a /tmp of its own; a checkout in /tmp is to be seen all the same.
     dropin = f"[Service]\nExecStart=\nExecStart={venv / unit}\nBindReadOnlyPaths={CHECKOUT}\n"
-    put(host, f"/etc/systemd/system/{unit}.service.d/checkout.conf", dropin.encode(), 0o644)
-    for argv in (["daemon-reload"], ["enable", "-q", unit], ["restart", "--no-block", unit]):
-        done = host.run(["systemctl", *argv])
-        if not done.ok:
-            raise LabError(f"{host.name}: systemctl {' '.join(argv)}: {done.stderr.strip()}")
+    place = f"/etc/systemd/system/{unit}.service"
+    return {place: (0o644, text), f"{place}.d/checkout.conf": (0o644, dropin.encode())}
 
 
-def put(host: Host, path: str, data: bytes, mode: int) -> None:
-    """Write a file on a host."""
-    argv = ["install", "-D", "-m", f"{mode:o}", "/dev/stdin", path]
-    done = host.run(argv, input=data)
-    if not done.ok:
-        raise LabError(f"{host.name}: cannot write {path}: {done.stderr.strip()}")
+def _restart(host: Host, unit: str) -> None:
+    verbs = ("daemon-reload", f"enable -q {unit}", f"restart --no-block {unit}")
+    hosts.must(host, ["sh", "-c", " && ".join(f"systemctl {words}" for words in verbs)])
+
+
+def put(host: Host, files: Files) -> None:
+    """Write files on a host, all over one connection."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for path, (mode, data) in files.items():
+            entry = tarfile.TarInfo(path.lstrip("/"))
+            entry.size, entry.mode, entry.mtime = len(data), mode, int(time.time())
+            tar.addfile(entry, io.BytesIO(data))
+    hosts.must(host, ["tar", "-x", "-C", "/"], input=archive.getvalue())
 
 
 def _end(lab: str, role: str) -> None:

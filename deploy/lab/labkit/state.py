@@ -167,7 +167,8 @@ def free_slot() -> int:
     """First slot that no instance uses; call under `slots_locked`. LabRefusedError if there is none."""
     taken = set()
     for path in names.ROOT.glob(f"*/{STATE_FILE}"):
-        taken.add(load(path.parent.name).layout.slot)
+        with contextlib.suppress(LabRefusedError):  # it was taken down in this instant
+            taken.add(load(path.parent.name).layout.slot)
     for slot in range(names.MAX_SLOTS):
         if slot not in taken:
             return slot

@@ -78,7 +78,7 @@ def command_line(layout: Layout, host: str, disks: Mapping[str, str], gone: Sequ
     return argv
 
 
-def home_cpu(host: str, cpus: Sequence[int]) -> int:
+def home_cpu(host: str, slot: int, cpus: Sequence[int]) -> int:
     """The one processor of this machine on which all of a host's processes run.
 
     A UML kernel and the processes inside it hand over to each other at every system call (ptrace). On two
@@ -86,12 +86,15 @@ def home_cpu(host: str, cpus: Sequence[int]) -> int:
     guest took 32 s instead of 98 s on a 2-core virtual machine.
 
     h1, the host that stories drain and restore, has its processor to itself: what leaves it starts elsewhere
-    and what comes back starts here, and starting QEMU is what costs most.
+    and what comes back starts here, and starting QEMU is what costs most. Instances side by side begin with
+    another processor each: two of them would else have six of their eight machines on the same one.
     """
-    if host == "h1" or len(cpus) == 1:
-        return cpus[0]
+    first = slot % len(cpus)
+    own, rest = cpus[first], [*cpus[first + 1 :], *cpus[:first]]
+    if host == "h1" or not rest:
+        return own
     number = 0 if host == STORAGE_HOST else host_index(host)
-    return cpus[1 + number % (len(cpus) - 1)]
+    return rest[number % len(rest)]
 
 
 class UmlHost:
@@ -128,7 +131,8 @@ class UmlHost:
         lab = state.load(self.layout.name)
         disks, gone = lab.ubd.get(self.name, {}), lab.gone.get(self.name, [])
         argv = [*switch.inside(self.layout), *command_line(self.layout, self.name, disks, gone)]
-        argv = ["taskset", "--cpu-list", str(home_cpu(self.name, sorted(os.sched_getaffinity(0)))), *argv]
+        cpu = home_cpu(self.name, self.layout.slot, sorted(os.sched_getaffinity(0)))
+        argv = ["taskset", "--cpu-list", str(cpu), *argv]
         process.spawn(
             argv,
             lab=self.layout.name,

@@ -1,0 +1,42 @@
+"""The daemon dies again and again while it drains a host, and the drain comes to its end (I1, I11, I16)."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+
+from tests.lab.cluster import MOVER_DIRTY_MIB_S, Cluster
+from tests.lab.labctl import until
+
+pytestmark = pytest.mark.lab
+KILLS = 10
+STARTED = 0.8  # of the kills wait for the daemon to answer first; the others hit it while it starts
+
+
+def test_daemon_killed_at_ten_random_instants_of_a_drain(cluster: Cluster) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    guests = [
+        cluster.guest("kill-a", "h1", "drbd", peer="h2", dirty=MOVER_DIRTY_MIB_S),
+        cluster.guest("kill-b", "h1", "drbd", peer="h3", dirty=MOVER_DIRTY_MIB_S),
+        cluster.guest("kill-c", "h1", "iscsi"),
+    ]
+    asked = cluster.in_background("drain", "h1")
+    cluster.copying(guests[0])  # the planner's order is by name among equals: the first move is on its way
+    operation = cluster.operations(kind="drain", subject="h1")[0]["id"]
+    for _ in range(KILLS):
+        if dice.random() < STARTED:
+            until("migrd answers", lambda: cluster.migrctl("status").rc == 0, deadline_s=60)
+        time.sleep(dice.uniform(0.0, 3.0))
+        cluster.kill("s1", "migrd")
+    cluster.settle()
+    ended = cluster.finished(operation)
+    asked.communicate(timeout=60)
+    assert ended["state"] == "done", ended
+    assert "h1" not in cluster.assert_all_clean(*guests).values()
+    cluster.settle()
+    assert cluster.host("h1")["state"] == "drained"
+    cluster.assert_nobody_noticed()
