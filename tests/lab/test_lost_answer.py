@@ -29,6 +29,7 @@ def patient(moving: Cluster) -> Iterator[Cluster]:
         yield moving
     finally:
         for host in hosts:
+            moving.ctl.try_lab("net", host, "--heal")
             patience(moving, host, COUNT)
 
 
