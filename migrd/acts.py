@@ -56,6 +56,7 @@ class Patience:
     lost_contact_s: Seconds = 20.0  # an attempt whose agent is silent for longer is "not ended, unknown"
     retry_s: Seconds = 0.5
     observe_s: Seconds = 20.0
+    switch_over_look_s: Seconds = 3.0  # the same while a guest is paused for its switch-over
     stop_grace_s: Seconds = 30.0  # beyond the shutdown's own deadline
 
 
@@ -122,7 +123,8 @@ class Acts:
         Of such a host its BMC is asked: one that has no power keeps nobody waiting.
         """
         question = Observe(uuid=command.guest, volumes=command.volumes)
-        (source, no_source), (target, no_target) = await self._observe_both(command, question)
+        within_s = self._patience.observe_s
+        (source, no_source), (target, no_target) = await self._observe_both(command, question, within_s)
         silent = [
             (side, host)
             for side, host, seen in (
@@ -143,12 +145,16 @@ class Acts:
     async def look_at_switch_over(self, command: LookAtSwitchOver) -> SwitchOverSeen:
         """Both hosts at the same time, their volumes aside: it is urgent."""
         question = Observe(uuid=command.guest, volumes=())
-        (source, _), (target, _) = await self._observe_both(command, question)
+        within_s = self._patience.switch_over_look_s
+        (source, _), (target, _) = await self._observe_both(command, question, within_s)
         return SwitchOverSeen(attempt=command.attempt, source=source, target=target, number=command.number)
 
-    async def _observe_both(self, command: Look | LookAtSwitchOver, question: Observe) -> tuple[Seen, Seen]:
+    async def _observe_both(
+        self, command: Look | LookAtSwitchOver, question: Observe, within_s: float
+    ) -> tuple[Seen, Seen]:
         return await asyncio.gather(
-            self._observe(command.source, question), self._observe(command.target, question)
+            self._observe(command.source, question, within_s),
+            self._observe(command.target, question, within_s),
         )
 
     async def _is_off(self, host: str) -> bool:
@@ -198,17 +204,17 @@ class Acts:
             return ()
         return report.reasons or (f"{command.kind} on {host} ended: {report.outcome}",)
 
-    async def _observe(self, host: str, question: Observe) -> Seen:
+    async def _observe(self, host: str, question: Observe, within_s: float) -> Seen:
         agent = self._agents.get(host)
         if agent is None:
             return None, (f"{host} is not configured",)
         try:
-            async with asyncio.timeout(self._patience.observe_s):
+            async with asyncio.timeout(within_s):
                 return await agent.observe(question), ()
         except OutcomeError as error:
             return None, tuple(error.reasons) or (f"{host} did not answer",)
         except TimeoutError:
-            return None, (f"{host} did not answer within {self._patience.observe_s:g} s",)
+            return None, (f"{host} did not answer within {within_s:g} s",)
 
     async def _attempt(
         self, host: str, attempt: Attempt, deadline_s: float, on_progress: OnProgress

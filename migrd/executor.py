@@ -33,7 +33,7 @@ from storage.errors import Refused
 
 log = structlog.get_logger("migrd.executor")
 
-MAX_QUEUED = 10_000  # events per operation; each comes from a command in flight or a person
+MAX_QUEUED = 10_000  # events per operation: of commands in flight, of people, one word of progress
 JOURNAL_RETRY_S = 2.0
 
 
@@ -158,7 +158,7 @@ class Runner:
 
     def _progress(self, progress: MigrationProgress) -> None:
         self.record.progress = progress
-        if progress.handing_over_s > 0:
+        if progress.handing_over_s > 0 and self._queue.empty():  # else there is more to do than to look again
             self.post(HandingOver(paused_s=progress.handing_over_s))
         self._changed(self.record, None)
 

@@ -234,8 +234,9 @@ def _source_without_process(source: SideView, target: SideView) -> Verdict:  # n
         case SideView.PAUSED:
             return Verdict.MOVED_PAUSED
         case SideView.INCOMING:
-            # libvirt ends the source only once the target runs: a defined, shut-off source stopped by itself,
-            # and what waits on the target never ran. Without a definition nobody can say what became of it.
+            # libvirt ends the source only once the target runs: a defined, shut-off source stopped by itself
+            # (or by our order: `migrate_verdicts` knows), and what waits on the target never ran. Without a
+            # definition nobody can say what became of it.
             stopped = source is SideView.STOPPED
             return Verdict.STOPPED_ON_SOURCE if stopped else Verdict.INCOMING_ONLY
         case SideView.POSTCOPY:

@@ -151,7 +151,7 @@ class _Watch:
         self._apart = asyncio.create_task(mirror.until_apart(pace.poll_s))
         self._switch_over = switch_over
         self._watching = asyncio.create_task(switch_over.watch(pace.poll_s))
-        self._ordered = asyncio.create_task(control.destroy_source.wait())
+        self._obeying = asyncio.create_task(self._obey())
 
     @property
     def what_was_done(self) -> tuple[str, ...]:
@@ -159,9 +159,10 @@ class _Watch:
         return (*self.why_aborted, *self._switch_over.why_cut, *self._destroyed)
 
     def close(self) -> None:
-        """Nobody watches the replication and the target any more."""
-        for task in (self._apart, self._watching, self._ordered):
+        """Nobody watches the replication and the target any more, and no order is heard."""
+        for task in (self._apart, self._watching, self._obeying):
             task.cancel()
+        self._control.paused_at_s = None  # what is told from now on is the end
 
     async def until_ended(self, call: asyncio.Task[None]) -> None:
         """Return when the call has ended. Raises Unknown when it did not end long after an abort."""
@@ -171,10 +172,8 @@ class _Watch:
             await self._step()
 
     async def _ended(self, call: asyncio.Task[None], wait_s: float) -> bool:
-        """Wait, but not when the replication has just broken or an order has come: these lose no poll."""
-        waiting: set[asyncio.Task[Any]] = {call, self._ordered}
-        if not self.why_aborted:
-            waiting.add(self._apart)
+        """Wait, but not when the replication has just broken: the abort must not lose a poll."""
+        waiting: set[asyncio.Task[Any]] = {call} if self.why_aborted else {call, self._apart}
         await asyncio.wait(waiting, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
         return call.done()
 
@@ -193,7 +192,6 @@ class _Watch:
                 if job is None or job.foreign:
                     return
                 blind_since = None
-                await self._maybe_destroy_source()
                 if job.outgoing:
                     await self._maybe_abort()
             except Retryable:
@@ -212,7 +210,6 @@ class _Watch:
         return found or self._control.latest
 
     async def _step(self) -> None:
-        await self._maybe_destroy_source()  # first: an abort comes too late then, and may hang
         await self._maybe_abort()
         with contextlib.suppress(Retryable):  # the migration goes on whether it can be watched or not
             await self._look()
@@ -229,12 +226,17 @@ class _Watch:
                 self._limit_set = True
         return job
 
-    async def _maybe_destroy_source(self) -> None:
-        """Once per order: the daemon repeats it for as long as it sees the same."""
-        if not self._control.destroy_source.is_set():
-            return
-        self._control.destroy_source.clear()
-        self._ordered = asyncio.create_task(self._control.destroy_source.wait())
+    async def _obey(self) -> None:
+        """Never returns. Beside everything else: an abort that hangs must not hold the order up."""
+        while True:
+            await self._control.destroy_source.wait()
+            self._control.destroy_source.clear()  # the daemon repeats it for as long as it sees the same
+            try:
+                await self._destroy_source()
+            except Exception:  # a bug must not end the watch
+                log.exception("the source's QEMU was not destroyed", uuid=self._command.uuid)
+
+    async def _destroy_source(self) -> None:
         uuid = self._command.uuid
         # Said before it is done: libvirt's answer may be here before ours.
         self._destroyed = ("the guest was seen to run on the target: its QEMU here was told to end",)

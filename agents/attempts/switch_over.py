@@ -78,8 +78,6 @@ class SwitchOver:
             await asyncio.sleep(poll_s)
 
     async def _look(self) -> None:
-        if not self._target:  # at the beginning, while names can be resolved
-            await self._resolve()
         now_s, control = asyncio.get_running_loop().time(), self._control
         try:
             if await self._hypervisor.handing_over(self._uuid):
@@ -88,6 +86,8 @@ class SwitchOver:
                 control.paused_at_s, self._in_vain = None, {}
         except Retryable:
             pass  # not seen to run, either
+        if not self._target:  # at the beginning, while names can be resolved
+            await self._resolve()
         if control.paused_at_s is not None and now_s - control.paused_at_s >= self._patience_s / 2:
             await self._cut_dead()
 

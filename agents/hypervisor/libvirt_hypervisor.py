@@ -194,6 +194,8 @@ class LibvirtHypervisor:
             domain = libvirt_reads.find(connection, uuid)
             if domain is None:
                 return
+            if domain.isActive():  # in the same thread: libvirt would make it a transient one
+                raise Refused(f"domain {uuid} has a QEMU by now: its definition stays")
             try:
                 domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
             except libvirt.libvirtError as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 import libvirt
 
-from agents.hypervisor import libvirt_reads
+from agents.hypervisor import libvirt_reads, states
 from agents.hypervisor.words import MigrateRequest
 from agents.protocol import DomainState
 from storage.errors import Refused
@@ -44,8 +44,12 @@ def destroy_outgoing(connection: Any, uuid: str) -> None:
         return
     # In the same thread: the order may come late, when libvirt has let the guest run here again (I5).
     found = libvirt_reads.facts(connection, uuid)
+    if not found.state.has_process:
+        return
     if (found.state, found.reason) != (DomainState.PAUSED, "migration"):
         raise Refused(f"domain {uuid} is {found.state} ({found.reason}) by now: it is not destroyed")
+    if not states.is_outgoing(libvirt_reads.job_stats(domain) or {}):
+        raise Refused(f"domain {uuid}: libvirt does not say that a migration leaves: it is not destroyed")
     try:
         domain.destroy()
     except libvirt.libvirtError as error:

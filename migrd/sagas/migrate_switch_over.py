@@ -8,8 +8,10 @@ and the daemon still sees both hosts: where the target runs the guest, the sourc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+from agents.protocol import Observation
 from migrd.reconcile import Pair, SideView
 from migrd.sagas.commands import DestroySource, LookAtSwitchOver
 from migrd.sagas.events import HandingOver, SwitchOverSeen
@@ -19,6 +21,10 @@ from migrd.sagas.migrate_state import MigrateState, Stage
 PAUSED_FOR_S = 1.0  # longer than a switch-over that goes well; libvirt gives a silent peer up after 30 s
 TIMES_SEEN = 2  # the two hosts are not looked at in one instant
 AGAIN_S = 0.5
+_RAN: Mapping[SideView, tuple[str, ...]] = {
+    SideView.PAUSED: ("ioerror", "watchdog"),  # e.g. the disk went with the network
+    SideView.STOPPED: ("shutdown", "crashed"),
+}
 
 
 def handing_over(state: MigrateState, event: HandingOver) -> Result:
@@ -40,9 +46,18 @@ def seen(state: MigrateState, event: SwitchOverSeen) -> Result:
 
 
 def _left_behind(event: SwitchOverSeen) -> bool:
-    """Runs on the target, paused on the source. What pauses it there, the source's agent looks at itself."""
+    """Paused on the source, and has run on the target. What pauses it, the source's agent looks at itself."""
     pair = Pair.of(event.source, event.target)
-    return pair.source is SideView.PAUSED and pair.target is SideView.RUNNING
+    return pair.source is SideView.PAUSED and _has_run(pair.target, event.target)
+
+
+def _has_run(view: SideView, seen: Observation | None) -> bool:
+    """Runs, with a process; or does not any more, for a reason that only a guest that ran can have."""
+    if seen is None:
+        return False
+    if view is SideView.RUNNING:
+        return seen.qemu_process is True
+    return seen.reason in _RAN.get(view, ())
 
 
 def _look(state: MigrateState, *, number: int) -> Result:

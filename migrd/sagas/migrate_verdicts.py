@@ -75,7 +75,7 @@ STUCK: Mapping[Verdict, tuple[str, str]] = {
 def decide(state: MigrateState, event: Looked) -> Result:
     """The reconcile and settle stages: one handler per verdict, another set after the commit point."""
     pair = Pair.of(event.source, event.target, event.off)
-    found = verdict(pair)
+    found = _verdict(state, pair)
     if found is Verdict.UNKNOWN:
         return _unknown(state, event, pair)
     if found in (COMMIT_POINT, Verdict.STOPPED_ON_TARGET) and not state.committed:
@@ -87,6 +87,14 @@ def decide(state: MigrateState, event: Looked) -> Result:
     if after.stage is Stage.VERIFY and not any(after.issued(stage) for stage in FINISH):
         return verify(after, event)  # nothing was done since this look, so it tells what another one would
     return after, commands
+
+
+def _verdict(state: MigrateState, pair: Pair) -> Verdict:
+    """A source that is shut off because we ended its QEMU did not stop by itself: the guest had moved."""
+    found = verdict(pair)
+    if state.source_ended and found is Verdict.STOPPED_ON_SOURCE:
+        return Verdict.STOPPED_ON_TARGET if pair.target is SideView.STOPPED else Verdict.UNEXPECTED
+    return found
 
 
 # -- before the commit point ----------------------------------------------------------------------
@@ -127,6 +135,13 @@ def _copying(state: MigrateState, found: Verdict) -> Result:
         stop = Abort(host=state.request.source, step=Stage.MIGRATE, attempt=state.attempts[Stage.MIGRATE])
         return stayed, (stop, *commands)
     return stayed, commands
+
+
+def _switching(state: MigrateState, found: Verdict) -> Result:
+    """Back to the attempt, if its end is not known: there a source that is left behind is ended (I1)."""
+    if state.migrate_open:
+        return follow(state, backoff_s(state.tries))
+    return _wait(state, found)
 
 
 def _commit(state: MigrateState, found: Verdict) -> Result:
@@ -238,6 +253,8 @@ def _unknown(state: MigrateState, event: Looked, pair: Pair) -> Result:
 
 
 _BEFORE_COMMIT: Mapping[Verdict, Callable[[MigrateState, Verdict], Result]] = {
+    Verdict.SWITCHING: _switching,
+    Verdict.SETTLING: _switching,
     Verdict.STILL_ON_SOURCE: _still_on_source,
     Verdict.TARGET_LEFTOVER: _leftover,
     Verdict.COPYING: _copying,
@@ -265,7 +282,7 @@ _AFTER_COMMIT: Mapping[Verdict, Callable[[MigrateState, Verdict], Result]] = {
 def verify(state: MigrateState, event: Looked) -> Result:
     """Forward: exactly one running, flags cleared on both sides, health told."""
     pair = Pair.of(event.source, event.target, event.off)
-    found = verdict(pair)
+    found = _verdict(state, pair)
     if found is Verdict.UNKNOWN:
         return _unknown(state, event, pair)
     if found not in (Verdict.MOVED, Verdict.STOPPED_ON_TARGET, Verdict.MOVED_PAUSED):
@@ -281,18 +298,15 @@ def verify(state: MigrateState, event: Looked) -> Result:
         what = "shut down" if found is Verdict.STOPPED_ON_TARGET else f"paused on {state.request.target}"
         remarks = (*ill, f"it was {what} after it moved")
     if state.source_ended:
-        remarks = (*remarks, *_lost_answer(state, pair))
+        source, target = state.request.source, state.request.target
+        if pair.source is SideView.OFF:
+            left = f"the guest has moved, and its definition may still be on {source}, which has no power"
+            return park(state, (left,), waits_for=(source,))
+        lost = (
+            f"the answer of {target} was lost in the switch-over: the QEMU left on {source} was told to end"
+        )
+        remarks = (*remarks, lost)
     return replace(state, stage=Stage.DONE, reasons=remarks), ()
-
-
-def _lost_answer(state: MigrateState, pair: Pair) -> tuple[str, ...]:
-    source, target, name = state.request.source, state.request.target, state.request.name
-    told: tuple[str, ...] = (
-        f"the answer of {target} was lost in the switch-over: the QEMU left on {source} was told to end",
-    )
-    if pair.source is SideView.STOPPED:
-        told += (f"its definition is still on {source}: virsh undefine {name} there",)
-    return told
 
 
 def verify_back(state: MigrateState, event: Looked) -> Result:

@@ -7,13 +7,23 @@ import asyncio
 import libvirt
 import pytest
 
+from agents.attempts.control import Control
+from agents.attempts.migration import Pace, adopt, migrate
 from agents.client import AttemptNotSeen, StaleEpoch
 from agents.hypervisor import libvirt_migrate
-from agents.hypervisor.words import MigrateRequest
-from agents.protocol import Attempt, AttemptReport, DomainState, MigrateDomain, Outcome, UndefineDomain
-from storage.errors import Refused, Unknown
+from agents.hypervisor.words import Job, MigrateRequest
+from agents.protocol import (
+    Attempt,
+    AttemptReport,
+    DomainState,
+    MigrateDomain,
+    MigrationProgress,
+    Outcome,
+    UndefineDomain,
+)
+from storage.errors import Refused, Retryable, Unknown
 from tests.agents.conftest import StartWorld, World
-from tests.agents.fakes import FakeHypervisor, running
+from tests.agents.fakes import FakeHypervisor, FakeStreams, running
 
 COMMAND = MigrateDomain(uuid="u", target_uri="qemu+tls://h2/system", target_address="tcp://10.0.1.12")
 MOVE = Attempt(operation="op", step="migrate", attempt=1, epoch=3, command=COMMAND)
@@ -50,6 +60,12 @@ async def handed_over(world: World) -> AttemptReport:
                 return report
 
 
+async def shut_off(hypervisor: FakeHypervisor) -> None:
+    async with asyncio.timeout(5):
+        while hypervisor.domains["u"].facts.state is not DomainState.SHUTOFF:  # noqa: ASYNC110 - a fake
+            await asyncio.sleep(0.01)
+
+
 async def test_the_pause_is_told_and_grows(start: StartWorld) -> None:
     async with start(Unheard()) as world:
         first = await handed_over(world)
@@ -77,14 +93,76 @@ async def test_i1_the_paused_guest_ends_before_libvirt_lets_it_run_again(start: 
         await handed_over(world)
         report = await world.client.destroy_source("op", "migrate", 1, epoch=3)
         assert report.outcome is Outcome.RUNNING, "the attempt goes on until libvirt's call ends"
-        async with asyncio.timeout(0.4):  # at once: not at the next poll of half a second
-            while hypervisor.domains["u"].facts.state is not DomainState.SHUTOFF:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await shut_off(hypervisor)
         hypervisor.gives_up.set()
         report = await ended(world)
         assert report.outcome is Outcome.UNKNOWN, "a call that was interfered with proves nothing by itself"
         assert "seen to run on the target" in report.reasons[0]
         assert hypervisor.calls.count("destroy outgoing u") == 1
+
+
+async def test_the_pause_is_not_told_any_more_when_the_attempt_has_ended(start: StartWorld) -> None:
+    hypervisor = Unheard()
+    async with start(hypervisor) as world:
+        await handed_over(world)
+        hypervisor.gives_up.set()
+        progress = (await ended(world)).result.progress
+        assert progress is None or progress.handing_over_s == 0
+
+
+async def test_a_libvirt_that_hangs_elsewhere_does_not_hold_the_order_up(start: StartWorld) -> None:
+    """An abort, a look at the job: each has up to ten seconds, of the thirty that there are."""
+
+    class Hung(Unheard):
+        async def job(self, uuid: str) -> Job | None:
+            await self.gives_up.wait()
+            return None
+
+    hypervisor = Hung()
+    async with start(hypervisor) as world:
+        await handed_over(world)
+        await world.client.abort("op", "migrate", 1, epoch=3)
+        await world.client.destroy_source("op", "migrate", 1, epoch=3)
+        await shut_off(hypervisor)
+        hypervisor.gives_up.set()
+        await ended(world)
+
+
+async def test_an_agent_that_has_restarted_obeys_the_order_too() -> None:
+    hypervisor = FakeHypervisor(running("u"))
+    hypervisor.set_state("u", DomainState.PAUSED, "migration")
+    hypervisor.set_job("u", Job(outgoing=True, progress=MigrationProgress()))
+    control = Control()
+    following = asyncio.create_task(
+        adopt(COMMAND, hypervisor, {}, FakeStreams(), control=control, pace=Pace(poll_s=0.02, figures_s=0.0))
+    )
+    await asyncio.sleep(0.1)
+    assert control.progress is not None
+    assert control.progress.handing_over_s > 0
+    control.destroy_source.set()
+    await shut_off(hypervisor)
+    hypervisor.set_job("u", None)
+    with pytest.raises(Unknown, match="seen to run on the target"):
+        await following
+
+
+async def test_names_that_cannot_be_resolved_do_not_hide_the_pause() -> None:
+    class Nameless(FakeStreams):
+        async def addresses(self, host: str) -> frozenset[str]:
+            raise Retryable(f"{host}: no such name")
+
+    control, hypervisor = Control(), Unheard()
+    moving = asyncio.create_task(
+        migrate(
+            COMMAND, hypervisor, {}, Nameless(), control=control, pace=Pace(poll_s=0.02, first_poll_s=0.02)
+        )
+    )
+    async with asyncio.timeout(5):
+        while control.paused_at_s is None:  # noqa: ASYNC110 - a fake
+            await asyncio.sleep(0.01)
+    hypervisor.gives_up.set()
+    with pytest.raises(Unknown):
+        await moving
 
 
 @pytest.mark.parametrize(
@@ -156,6 +234,7 @@ class Domain:
     def __init__(self, state: tuple[int, int], *, job: dict[str, object] | None = None) -> None:
         self.now = state
         self.job = job
+        self.control = libvirt.VIR_DOMAIN_CONTROL_OK
         self.fail: dict[str, int] = {}
         self.calls: list[str] = []
 
@@ -183,7 +262,7 @@ class Domain:
         return 1
 
     def controlInfo(self) -> list[int]:
-        return [libvirt.VIR_DOMAIN_CONTROL_OK, 0, 0]
+        return [self.control, 0, 0]
 
     def jobStats(self) -> dict[str, object]:
         if self.job is None:
@@ -223,6 +302,20 @@ def test_a_qemu_that_has_ended_meanwhile_is_no_error(code: int) -> None:
     gone.fail["lookup"] = libvirt.VIR_ERR_NO_DOMAIN
     libvirt_migrate.destroy_outgoing(gone, "u")
     assert acts(gone) == []
+
+
+def test_an_order_that_is_repeated_finds_nothing_to_do() -> None:
+    domain = Domain((libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED))
+    libvirt_migrate.destroy_outgoing(domain, "u")
+    assert acts(domain) == []
+
+
+def test_i19_a_job_that_libvirt_does_not_name_is_no_departure() -> None:
+    domain = Domain(PAUSED_MIGRATION, job=LEAVES)
+    domain.control = libvirt.VIR_DOMAIN_CONTROL_OCCUPIED
+    with pytest.raises(Refused, match="does not say"):
+        libvirt_migrate.destroy_outgoing(domain, "u")
+    assert acts(domain) == []
 
 
 def test_any_other_error_is_told() -> None:

@@ -6,12 +6,22 @@ from dataclasses import replace
 
 import pytest
 
-from agents.protocol import DomainState, Observation
+from agents.protocol import DomainState, Observation, Outcome, UndefineDomain
 from migrd import saga
 from migrd.sagas import migrate
-from migrd.sagas.commands import DestroySource, IllegalEvent, LookAtSwitchOver, SagaCommand
-from migrd.sagas.events import EVENT, HandingOver, MigrateRequested, Recovered, SwitchOverSeen
+from migrd.sagas.commands import Call, DestroySource, Follow, IllegalEvent, LookAtSwitchOver, SagaCommand
+from migrd.sagas.events import (
+    EVENT,
+    Answered,
+    HandingOver,
+    Looked,
+    MigrateRequested,
+    Recovered,
+    Resumed,
+    SwitchOverSeen,
+)
 from migrd.sagas.migrate_state import MigrateState, Stage
+from storage.words import Side
 
 REQUEST = MigrateRequested(
     guest="u",
@@ -30,13 +40,15 @@ MIGRATING = MigrateState(
 ORDER = DestroySource(host="h1", step=Stage.MIGRATE, attempt=2)
 
 
-def observed(state: DomainState | None, *, process: bool | None = True) -> Observation | None:
+def observed(
+    state: DomainState | None, *, process: bool | None = True, reason: str = "migration"
+) -> Observation | None:
     if state is None:
         return None
     return Observation(
         uuid="u",
         state=state,
-        reason="migration",
+        reason=reason,
         persistent=True,
         qemu_process=process if state.has_process else False,
         job=True,
@@ -109,12 +121,106 @@ def test_i5_no_other_pair_ends_anything(source: DomainState | None, target: Doma
     assert (state, commands) == (MIGRATING, ())
 
 
-def test_i19_a_target_whose_process_was_not_seen_does_not_run() -> None:
+@pytest.mark.parametrize("process", [False, None])
+def test_i19_a_target_whose_process_was_not_seen_does_not_run(process: bool | None) -> None:
     event = replace(
         seen(DomainState.PAUSED, DomainState.RUNNING, number=2),
-        target=observed(DomainState.RUNNING, process=False),
+        target=observed(DomainState.RUNNING, process=process),
     )
     assert step(MIGRATING, event) == (MIGRATING, ())
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (DomainState.PAUSED, "ioerror"),
+        (DomainState.PAUSED, "watchdog"),
+        (DomainState.SHUTOFF, "shutdown"),
+        (DomainState.CRASHED, "crashed"),
+    ],
+)
+def test_i1_a_target_that_has_run_and_no_longer_does_ends_the_source_as_well(
+    state: DomainState, reason: str
+) -> None:
+    """Its disk has gone on since: memory of before the switch-over must not run on it."""
+    target = observed(state, process=state is DomainState.PAUSED, reason=reason)
+    event = replace(seen(DomainState.PAUSED, DomainState.RUNNING, number=2), target=target)
+    assert step(MIGRATING, event)[1] == (ORDER,)
+
+
+# -- after the order -------------------------------------------------------------------------------
+
+ENDED = replace(MIGRATING, source_ended=True, migrate_open=False, stage=Stage.RECONCILE)
+
+
+def looked(source: Observation | None, target: Observation | None, *, off: tuple[Side, ...] = ()) -> Looked:
+    return Looked(source=source, target=target, off=off)
+
+
+def left(reason: str = "destroyed") -> Observation | None:
+    return observed(DomainState.SHUTOFF, process=False, reason=reason)
+
+
+def answered(outcome: Outcome, attempt: int = 1) -> Answered:
+    return Answered(
+        side=Side.SOURCE, step="undefine-source", attempt=attempt, outcome=outcome, reasons=("no",)
+    )
+
+
+def test_the_definition_that_was_left_goes_after_the_commit_point_and_is_told() -> None:
+    state, commands = migrate.step(ENDED, looked(left(), observed(DomainState.RUNNING)))
+    assert state.committed
+    assert [c.command for c in commands if isinstance(c, Call)] == [UndefineDomain(uuid="u")]
+    state, _ = migrate.step(state, answered(Outcome.DONE))
+    state, _ = migrate.step(state, looked(observed(DomainState.ABSENT), observed(DomainState.RUNNING)))
+    assert state.stage is Stage.DONE
+    assert "the answer of h2 was lost" in state.reasons[0]
+
+
+def test_i5_a_guest_that_then_shut_down_on_the_target_is_not_taken_for_one_that_stopped_at_home() -> None:
+    state, _ = migrate.step(ENDED, looked(left(), left("shutdown")))
+    assert (state.committed, state.stopped, state.going_back) == (True, True, False)
+    state, _ = migrate.step(state, answered(Outcome.DONE))
+    state, _ = migrate.step(state, looked(observed(DomainState.ABSENT), left("shutdown")))
+    assert state.stage is Stage.DONE
+
+
+@pytest.mark.parametrize("target", [DomainState.ABSENT, DomainState.PAUSED_INCOMING])
+def test_i5_a_guest_that_is_nowhere_then_is_never_taken_back(target: DomainState) -> None:
+    state, commands = migrate.step(ENDED, looked(left(), observed(target)))
+    assert (state.stage, commands) == (Stage.PARKED, ())
+
+
+def test_a_definition_that_cannot_be_removed_parks_and_is_tried_again() -> None:
+    state, _ = migrate.step(ENDED, looked(left(), observed(DomainState.RUNNING)))
+    for _ in range(20):
+        if state.stage is Stage.PARKED:
+            break
+        if state.stage is Stage.UNDEFINE_SOURCE:
+            state, _ = migrate.step(state, answered(Outcome.REFUSED, state.attempts[Stage.UNDEFINE_SOURCE]))
+        else:
+            state, _ = migrate.step(state, looked(left(), observed(DomainState.RUNNING)))
+    assert (state.stage, state.parked_in) == (Stage.PARKED, Stage.UNDEFINE_SOURCE)
+    state, _ = migrate.step(state, Resumed())
+    state, commands = migrate.step(state, looked(left(), left("shutdown")))
+    assert [c.step for c in commands if isinstance(c, Call)] == [Stage.UNDEFINE_SOURCE]
+
+
+def test_a_source_without_power_is_waited_for_because_of_its_definition() -> None:
+    state, _ = migrate.step(ENDED, looked(None, observed(DomainState.RUNNING), off=(Side.SOURCE,)))
+    assert (state.stage, state.waits_for) == (Stage.PARKED, ("h1",))
+    assert "its definition may still be on h1" in state.reasons[0]
+    state, _ = migrate.step(state, Resumed(by="host-returned"))
+    _, commands = migrate.step(state, looked(left("unknown"), observed(DomainState.RUNNING)))
+    assert [c.step for c in commands if isinstance(c, Call)] == [Stage.UNDEFINE_SOURCE]
+
+
+@pytest.mark.parametrize("target", [DomainState.RUNNING, DomainState.PAUSED_INCOMING])
+def test_i1_a_switch_over_that_is_seen_while_contact_was_lost_is_followed(target: DomainState) -> None:
+    lost = replace(MIGRATING, stage=Stage.RECONCILE)
+    state, commands = migrate.step(lost, looked(observed(DomainState.PAUSED), observed(target)))
+    assert state.stage is Stage.MIGRATE
+    assert isinstance(commands[0], Follow)
 
 
 def test_what_was_seen_during_an_earlier_attempt_orders_nothing() -> None:

@@ -123,6 +123,8 @@ def _homes(sim: Sim) -> Places:
 
 
 def _arm(sim: Sim, kill: Kill, writes: int, effects: dict[str, int]) -> None:
+    if _restart_s(kill) == RESTART_S:  # soon enough for everything: nothing is excused
+        sim.world.led_since = lambda _source, _target: 0.0
     if kill.who == "migrd":
         sim.kill_at_write = (writes + kill.number, kill.when)
         sim.daemon.on_death = lambda: sim.at(_restart_s(kill), sim.start_daemon)

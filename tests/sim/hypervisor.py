@@ -173,7 +173,7 @@ class SimHypervisor:
 
     def _destroy_outgoing(self, uuid: str) -> str:
         host, domain = self._host, self._domain(uuid)
-        if domain is None:
+        if domain is None or domain.state is DomainState.SHUTOFF:
             return ""
         if (domain.state, domain.reason) != (DomainState.PAUSED, "migration"):
             raise Refused(f"domain {uuid} is {domain.state} ({domain.reason}) by now: it is not destroyed")

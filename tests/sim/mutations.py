@@ -387,7 +387,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "the source is ended though the target does not run",
         "I5",
         "migrd/sagas/migrate_switch_over.py",
-        "    return pair.source is SideView.PAUSED and pair.target is SideView.RUNNING",
+        "    return pair.source is SideView.PAUSED and _has_run(pair.target, event.target)",
         "    return pair.source is SideView.PAUSED",
         first=1,
     ),
