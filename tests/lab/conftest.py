@@ -22,8 +22,8 @@ LONGEST_FIRST = (
     "test_chaos.py",
     "test_cold.py",
     "test_killed_daemon.py",
-    "test_lost_answer.py",
     "test_lost_target.py",
+    "test_lost_answer.py",
 )
 
 
