@@ -11,7 +11,7 @@ UNIT := tests --ignore=tests/lab --ignore=tests/sim --ignore=tests/scenarios
 
 help:
 	@echo "make demo   drain a real host live in a lab of four machines on this one (root; about 8 minutes)"
-	@echo "make test   every test, simulator and lab included (root; about 25 minutes)"
+	@echo "make test   every test, simulator and lab included (root; 23 minutes)"
 	@echo "make check  format, lint, types, import contracts, unit tests (under two minutes)"
 	@echo "make bench  figures as JSON lines, progress on stderr (root); fails only if one cannot be taken"
 	@echo "make sim    random runs of the whole system in virtual time: RUNS=n from a fresh seed, or SEED=n"
