@@ -58,6 +58,7 @@ class Migration:
         self._incoming: Domain | None = None  # this migration's own, not a later one's
         self.stuck_s = 0.0  # since then
         self._unheard_s = 0.0  # since then
+        self._paused_s = 0.0  # when the guest was paused for its switch-over
 
     @property
     def name(self) -> str:
@@ -122,6 +123,7 @@ class Migration:
             return
         self.phase = "switch"
         domain.state, domain.reason = DomainState.PAUSED, "migration"
+        self._paused_s = self.world.loop.time()
         self.world.changed(self.source, f"{self.name} pauses for the switch-over", uuid=self.uuid)
         pause_s = self.switch_s or self.world.between(SWITCH_S)
         self.downtime_ms = int(pause_s * 1000)
@@ -135,7 +137,7 @@ class Migration:
         domain.state, domain.reason, domain.ran = DomainState.RUNNING, "migrated", True
         domain.job, domain.persistent = "", True
         self.phase = "confirm"
-        self.world.begins_to_execute(self.target, self.uuid)
+        self.world.begins_to_execute(self.target, self.uuid, paused_s=self._paused_s)
         self.world.changed(self.target, f"{self.name} runs here now", uuid=self.uuid)
         self.world.later(self.world.between(CONFIRM_S), self._confirmed)
         if self.loses_answer_s:
@@ -157,7 +159,7 @@ class Migration:
             if isinstance(volume, DrbdVolume):
                 resource = self.world.resources[volume.name]
                 here, there = resource.mine(self.source), resource.mine(self.target)
-                known_s = self.world.loop.time() - max(resource.lost_s, watched_s)
+                known_s = self._paused_s - max(resource.lost_s, watched_s)  # no abort helps from then on
                 if here.generation != there.generation and known_s > UNKNOWABLE_S:
                     self.world.trace.violate("I7", f"{self.name} lost writes on its way to {self.target}")
 

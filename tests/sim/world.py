@@ -381,13 +381,14 @@ class World:
                     return False
         return True
 
-    def begins_to_execute(self, host: str, uuid: str) -> None:
-        """From now on the guest writes here."""
+    def begins_to_execute(self, host: str, uuid: str, *, paused_s: float | None = None) -> None:
+        """From now on the guest writes here. `paused_s`: when it paused elsewhere, on the loop's clock."""
+        left_s = self.loop.time() if paused_s is None else paused_s
         for volume in self.guests[uuid].volumes:
             resource = self.resources.get(volume.name)
             if resource is None:
                 continue
-            if not resource.connected and self.loop.time() - resource.lost_s < LAST_POLL_S:
+            if not resource.connected and 0.0 <= left_s - resource.lost_s < LAST_POLL_S:
                 self.agentless.add(host)  # it broke between the watch's last look and the switch-over
             if not resource.connected:
                 self._generation += 1
