@@ -15,27 +15,20 @@ from migrd.sagas.events import (
     Answered,
     HandingOver,
     Looked,
-    MigrateRequested,
     Recovered,
     Resumed,
     SwitchOverSeen,
 )
 from migrd.sagas.migrate_state import MigrateState, Stage
 from storage.words import Side
+from tests.core.test_saga_table import REQUEST
 
-REQUEST = MigrateRequested(
-    guest="u",
-    name="db",
-    source="h1",
-    source_node="h1",
-    target="h2",
-    target_node="h2",
-    target_uri="qemu+tls://h2/system",
-    target_address="tcp://h2",
-    volumes=(),
-)
 MIGRATING = MigrateState(
-    operation="op-1", request=REQUEST, stage=Stage.MIGRATE, attempts={Stage.MIGRATE: 2}, migrate_open=True
+    operation="op-1",
+    request=replace(REQUEST, volumes=()),
+    stage=Stage.MIGRATE,
+    attempts={Stage.MIGRATE: 2},
+    migrate_open=True,
 )
 ORDER = DestroySource(host="h1", step=Stage.MIGRATE, attempt=2)
 
