@@ -15,6 +15,7 @@ from tests.lab.cluster import (
     CRAWL_MIB_S,
     FULL_SPEED_MIB_S,
     MOVER,
+    OUTAGE_LIMIT_MS,
     SILENT_PEER_MS,
     Cluster,
 )
@@ -56,11 +57,11 @@ def cut_target_host(world: Cluster, source: str, target: str) -> None:
 
 Fault = Callable[[Cluster, str, str], None]
 FAULTS: list[tuple[Fault, float, int]] = [
-    (kill_source_agent, 5000.0, FULL_SPEED_MIB_S),
-    (kill_target_agent, 5000.0, FULL_SPEED_MIB_S),
+    (kill_source_agent, OUTAGE_LIMIT_MS, FULL_SPEED_MIB_S),
+    (kill_target_agent, OUTAGE_LIMIT_MS, FULL_SPEED_MIB_S),
     # These two have to hit the copy: the instant of a switch-over is known gap 0.
-    (restart_source_libvirtd, 5000.0, CRAWL_MIB_S),
-    (restart_target_libvirtd, 5000.0, CRAWL_MIB_S),
+    (restart_source_libvirtd, OUTAGE_LIMIT_MS, CRAWL_MIB_S),
+    (restart_target_libvirtd, OUTAGE_LIMIT_MS, CRAWL_MIB_S),
     (cut_target_host, SILENT_PEER_MS, CRAWL_MIB_S),
     # The last one: both hosts were primary when they lost each other, and 8.4 begins a new generation on
     # both. That is a split brain, which nobody resolves for an operator (I8).
