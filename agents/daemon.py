@@ -75,7 +75,7 @@ async def running(config: AgentConfig, tls: ssl.SSLContext, parts: Parts) -> Asy
             on_look=metrics.inventory_seconds.observe,
         )
         _fill_metrics(metrics, agent, ledger)
-        on_refused_handshake(tls, lambda reason: _refused(metrics, reason))
+        on_refused_handshake(tls, lambda reason, detail: _refused(metrics, reason, detail))
         api = Api(agent.service, metrics, frozenset(config.allowed_clients))
         period_s = watchdog_s()
         more = {"watchdog": feed_watchdog(period_s)} if period_s is not None else {}
@@ -132,6 +132,6 @@ def _fill_metrics(metrics: Metrics, agent: Agent, ledger: Ledger) -> None:
     )
 
 
-def _refused(metrics: Metrics, reason: str) -> None:
+def _refused(metrics: Metrics, reason: str, detail: str) -> None:
     metrics.auth_failures.labels(reason).inc()
-    log.warning("client refused in the TLS handshake", reason=reason)
+    log.warning("client refused in the TLS handshake", reason=reason, detail=detail)

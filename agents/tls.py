@@ -54,8 +54,10 @@ def certificate_names(certificate: Mapping[str, object] | None) -> frozenset[str
     return frozenset(names)
 
 
-def on_refused_handshake(context: ssl.SSLContext, tell: Callable[[str], None]) -> None:
-    """Call `tell(reason)` for every client whose handshake fails, with a word from a small set.
+def on_refused_handshake(context: ssl.SSLContext, tell: Callable[[str, str], None]) -> None:
+    """Call `tell(reason, detail)` for every client whose handshake fails.
+
+    `reason` is a word from a small set, `detail` what OpenSSL has to say ("certificate is not yet valid").
 
     A server sees a missing or wrong client certificate only here: asyncio ends such a connection before
     any protocol object hears of it. `sslobject_class` is ssl's documented way to watch (SSLContext, 3.7).
@@ -68,7 +70,7 @@ def on_refused_handshake(context: ssl.SSLContext, tell: Callable[[str], None]) -
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 raise  # not an error: the next packet is not here yet
             except ssl.SSLError as error:
-                tell(_reason(error))
+                tell(_reason(error), getattr(error, "verify_message", None) or str(error))
                 raise
 
     context.sslobject_class = WatchedSSLObject

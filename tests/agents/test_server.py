@@ -8,6 +8,7 @@ import ssl
 
 import aiohttp
 import pytest
+import structlog
 
 from agents.client import AgentClient, AttemptNotSeen, StaleEpoch
 from agents.config import Limits, Listen
@@ -105,12 +106,16 @@ async def test_a_client_without_certificate_gets_no_http(
 async def test_a_certificate_of_another_authority_is_refused(
     start: StartWorld, certificates: Certificates
 ) -> None:
+    """And the log says why, in OpenSSL's words: it may as well be a clock that is behind."""
     async with start() as world:
-        async with AgentClient.https("h1", world.url, client_context(certificates.stranger)) as client:
-            with pytest.raises(Retryable, match="certificate"):
-                await client.report()
+        with structlog.testing.capture_logs() as lines:
+            async with AgentClient.https("h1", world.url, client_context(certificates.stranger)) as client:
+                with pytest.raises(Retryable, match="certificate"):
+                    await client.report()
         assert auth_failures(world, "bad-certificate") >= 1
         assert requests_seen(world) == 0
+    refused = [line for line in lines if line["event"] == "client refused in the TLS handshake"]
+    assert "unable to get local issuer certificate" in refused[0]["detail"]
 
 
 async def test_a_neighbouring_agents_certificate_may_not_command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -88,4 +89,5 @@ def signed(pki: Path, name: str, folder: Path) -> Path:
     usage = ["-subj", f"/CN={name}", "-addext", "extendedKeyUsage=clientAuth"]
     plain = ["-addext", "basicConstraints=critical,CA:FALSE", "-keyout", str(key), "-out", str(cert)]
     subprocess.run([*request, *authority, *usage, *plain], check=True, capture_output=True)
+    time.sleep(1)  # valid from the second of its making on: the host's clock may be some milliseconds behind
     return cert
