@@ -409,12 +409,17 @@ class Engine:
                 raise AssertionError(f"no hand for {type(command).__name__}")
 
     async def _set_power(self, operation: str, command: SetPower) -> PowerActed:
-        """Off only once the host's replicas have left: else their primaries hold writes back for seconds."""
+        """Off only once the host's replicas have left: else their primaries hold writes back for seconds.
+
+        That may take long enough for what was checked before to be of another moment (I12).
+        """
         host, action = command.host, command.action
         if action == "off":
             reasons = await self._replicas(operation, host, connected=False)
+            if not reasons:
+                reasons = self._with_moves(host, await self.placement.check_power_off_again(host)).reasons
             if reasons:
-                return PowerActed(action=action, reason="; ".join(reasons))
+                return PowerActed(action=action, reason="; ".join(reasons), asked=False)
         return PowerActed(action=action, reason=await self._power.switch(host, action))
 
     async def _read_power(self, operation: str, command: ReadPower) -> PowerRead:
@@ -503,7 +508,9 @@ class Engine:
 
         A move that is still preparing shows in no report, and can have brought its guest before the BMC acts.
         """
-        seen = await self.placement.check_power_off(host)
+        return self._with_moves(host, await self.placement.check_power_off(host))
+
+    def _with_moves(self, host: str, seen: PowerChecked) -> PowerChecked:
         moving = tuple(
             f"{host}: {record.id} moves {state.request.name} from {state.request.source} to "
             f"{state.request.target}: see migrctl op show {record.id}"

@@ -14,6 +14,7 @@ from typing import TypeVar
 from agents.protocol import AnyVolume, HostReport
 from migrd.model import Cluster, Facts, Guest, Host, HostState, Plan
 from migrd.ports import Clock, InterviewerPort, PlannerPort, PowerPort, Target, ViewPort
+from migrd.safety import Reports
 from migrd.sagas.commands import Choose
 from migrd.sagas.events import (
     Chosen,
@@ -25,7 +26,7 @@ from migrd.sagas.events import (
     Surveyed,
 )
 from storage.errors import OutcomeError, Refused
-from storage.words import DrbdVolume, Health, OtherVolume
+from storage.words import DrbdVolume, Health, OtherVolume, VolumeReport
 
 HELD_S = 30.0  # a promise given to a saga that has not journalled its move by then is void
 REREAD_S = 15.0
@@ -62,6 +63,7 @@ class Placement:
         self._powered_off = powered_off
         self._lock = asyncio.Lock()
         self._held: dict[str, tuple[str, float]] = {}
+        self._checked: dict[str, tuple[VolumeReport, ...]] = {}  # what a host had when it was checked last
 
     async def plan_drain(self, host: str, allow_stop: Collection[str]) -> Plan:
         """The plan for a drain that would begin now."""
@@ -273,13 +275,43 @@ class Placement:
         )
 
     async def check_power_off(self, host: str) -> PowerChecked:
-        """I12, from reports and volumes of this very moment. A host whose power is off has nothing to say.
-
-        While one slow host answers, what the others said grows old: they are asked again, a bounded number
-        of times. What is too old even then is a reason against.
-        """
+        """I12, from reports and volumes of this very moment. A host whose power is off has nothing to say."""
         off = self._powered_off()
         names = [name for name in self._view.cluster().hosts if name == host or name not in off]
+        reports, unheard = await self._moment(names)
+        self._checked.pop(host, None)
+        if host in reports:
+            self._checked[host] = reports[host][0].volumes
+        return self._judge(host, reports, unheard)
+
+    async def check_power_off_again(self, host: str) -> PowerChecked:
+        """The same once its replicas have left their peers, which may take long.
+
+        A copy without a connection knows only of itself. So those of the host count as they were when it was
+        checked, and its peers say anew what became of theirs.
+        """
+        before = self._checked.pop(host, None)
+        if before is None:
+            return PowerChecked(reasons=(f"{host}: its replicas have left without a check",))
+        nodes = {node for each in before if isinstance(each.volume, DrbdVolume) for node in each.volume.nodes}
+        on = [each for each in self._view.cluster().hosts.values() if each.name not in self._powered_off()]
+        peers = [each.name for each in on if each.node in nodes and each.name != host]
+        reports, unheard = await self._moment([host, *peers])
+        if host in reports:
+            own, age_s = reports[host]
+            reports = {**reports, host: (replace(own, volumes=before), age_s)}
+        return self._judge(host, reports, unheard)
+
+    def _judge(self, host: str, reports: Reports, unheard: Collection[str]) -> PowerChecked:
+        reasons = self._planner.reasons_not_to_power_off(host, reports, sorted(unheard))
+        return PowerChecked(reasons=tuple(reasons))
+
+    async def _moment(self, names: Collection[str]) -> tuple[Reports, Collection[str]]:
+        """What these hosts say now, each with its age in seconds, and who does not answer.
+
+        While one slow host answers, what the others said grows old: they are asked again, a bounded number
+        of times. What is too old even then is for the verdict to refuse.
+        """
         reports: dict[str, tuple[HostReport, float]] = {}
         unheard: set[str] = set()
         for _ in range(MOMENT_ROUNDS):
@@ -288,9 +320,7 @@ class Placement:
             names = [name for name, (_, at_s) in reports.items() if now_s - at_s > MOMENT_S]
             if not names:
                 break
-        aged = {name: (report, now_s - at_s) for name, (report, at_s) in reports.items()}
-        reasons = self._planner.reasons_not_to_power_off(host, aged, sorted(unheard))
-        return PowerChecked(reasons=tuple(reasons))
+        return {name: (report, now_s - at_s) for name, (report, at_s) in reports.items()}, unheard
 
     async def _ask_all(
         self, names: Collection[str], reports: dict[str, tuple[HostReport, float]], unheard: set[str]

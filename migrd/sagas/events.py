@@ -270,10 +270,11 @@ class PowerChecked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PowerActed:
-    """The BMC took the command, or not. Says nothing about the power itself (I3)."""
+    """The BMC took the command, or not, or was not asked. Says nothing about the power itself (I3)."""
 
     action: Literal["on", "off"]
     reason: str = ""  # empty: accepted
+    asked: bool = True  # False: `reason` came before the command
     kind: Literal["power-acted"] = "power-acted"
 
 

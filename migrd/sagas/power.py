@@ -81,6 +81,8 @@ def _checked(state: PowerState, event: PowerChecked) -> Result:
 def _acted(state: PowerState, event: PowerActed) -> Result:
     """Whatever the BMC said, only a separate status tells (I3)."""
     state = replace(state, phase=Phase.READ, reasons=(event.reason,) if event.reason else ())
+    if not event.asked:
+        return state, (ReadPower(host=state.request.host, number=MAX_READS, stays_on=True),)
     return state, (ReadPower(host=state.request.host),)
 
 

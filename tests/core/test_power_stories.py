@@ -10,6 +10,7 @@ from agents.protocol import Outcome
 from migrd.control import DrainRequest, MigrateRequest, UndrainRequest
 from migrd.model import HostState
 from migrd.operations import OperationState
+from migrd.sagas.drain import MAX_ASKS
 from storage.errors import Refused
 from storage.words import Health
 from tests.core.fake_world import GIB, World
@@ -300,7 +301,7 @@ def test_a_host_whose_replicas_do_not_leave_keeps_its_power_and_gets_them_back(b
         world = mixed_world()
         async with Cluster3(world) as cluster:
             assert (await drain(cluster)).state is OperationState.DONE
-            cluster.agents["h1"].script["disconnect-replicas"] = [Outcome.FAILED]
+            cluster.agents["h1"].script["disconnect-replicas"] = [Outcome.FAILED] * (1 + MAX_ASKS)
             if by == "drain":
                 back = await cluster.controller.undrain("h1", UndrainRequest())
                 await cluster.until(back.id)
@@ -313,6 +314,55 @@ def test_a_host_whose_replicas_do_not_leave_keeps_its_power_and_gets_them_back(b
             assert "disconnect-replicas was told to end failed" in ended.reason
             assert world.off_commands == []
             assert world.trace[-1] == "h1: connect-replicas"
+
+    run(story())
+
+
+def test_replicas_that_leave_at_the_second_try_are_no_reason_to_wake_anyone() -> None:
+    async def story() -> None:
+        world = mixed_world()
+        async with Cluster3(world) as cluster:
+            cluster.agents["h1"].script["disconnect-replicas"] = [Outcome.FAILED]
+            assert (await drain(cluster, power_off=True)).state is OperationState.DONE
+            assert not world.machines["h1"].powered
+            cluster.assert_clean()
+
+    run(story())
+
+
+@pytest.mark.parametrize("by", ["drain", "power"])
+def test_a_copy_that_is_lost_while_the_replicas_leave_keeps_the_power_on(by: str) -> None:
+    """I12: that may take a minute, and the check before it knows nothing of it."""
+
+    async def story() -> None:
+        world = mixed_world()
+        world.add_drbd("far", "h2", "h1")
+        async with Cluster3(world) as cluster:
+            if by == "power":
+                assert (await drain(cluster)).state is OperationState.DONE
+            there = world.machines["h2"].held["drbd:r5/0"]
+
+            def lose() -> None:
+                there.health = Health.DEGRADED
+
+            cluster.agents["h1"].before["disconnect-replicas"] = lose
+            if by == "drain":
+                ended = await drain(cluster, power_off=True)
+                assert ended.state is OperationState.PARKED
+            else:
+                ended = await cluster.until((await cluster.controller.power("h1", "off")).id)
+                assert ended.state is OperationState.FAILED
+            assert "drbd:r5/0 is not known to have a current copy elsewhere" in ended.reason
+            assert world.off_commands == []
+            assert world.away == set()
+            there.health = Health.OK
+            if by == "drain":
+                await cluster.controller.resume(ended.id)
+                ended = await cluster.until(ended.id, parked=False)
+            else:
+                ended = await cluster.until((await cluster.controller.power("h1", "off")).id)
+            assert ended.state is OperationState.DONE
+            cluster.assert_clean()
 
     run(story())
 
