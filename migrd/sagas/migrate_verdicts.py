@@ -191,8 +191,13 @@ def _apart(state: MigrateState, event: Looked) -> tuple[str, ...]:
 def _stopped_on_source(state: MigrateState, _found: Verdict) -> Result:
     if state.migrate_open:
         return follow(state, backoff_s(state.tries))
+    if state.going_back and state.back_to in BACK:
+        return next_needed(
+            state, BACK[BACK.index(state.back_to) :]
+        )  # tried again, as often as any other step
     reason = f"the guest was shut down on {state.request.source} during the migration"
-    return start_back(replace(state, going_back=True, stopped=True, reasons=(*state.reasons, reason)))
+    reasons = tuple(dict.fromkeys((*state.reasons, reason)))
+    return start_back(replace(state, going_back=True, stopped=True, reasons=reasons))
 
 
 # -- after it -------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from migrd.sagas.events import (
     Resumed,
     UndrainRequested,
 )
-from migrd.sagas.guest_move import MAX_TRIES, backoff_s
+from migrd.sagas.guest_move import MAX_TRIES, REFUSED_TRIES, backoff_s
 from migrd.sagas.migrate_state import COMMIT_POINT, MigrateState, Stage
 from migrd.slots import Caps, Slot, admit
 from storage.words import DrbdVolume, Health, Role, Side, VolumeReport
@@ -206,6 +206,28 @@ def test_two_running_instances_are_an_alarm_only_if_they_stay() -> None:
     alarm, nothing = migrate.step(waiting, replace(both, number=3))
     assert (alarm.stage, nothing) == (Stage.PARKED, ())
     assert "ALARM" in alarm.reasons[0]
+
+
+def test_what_is_shut_off_on_both_hosts_is_swept_a_few_times_and_then_left_to_a_person() -> None:
+    """I15, I20: both lost their power right after the switch-over, and the agent keeps what ran there."""
+    attempts = {Stage.PREPARE: 1, Stage.MIGRATE: 1}
+    state = replace(migrate.begin("op", REQUEST), stage=Stage.RECONCILE, attempts=attempts)
+    refused = 0
+    while state.stage is not Stage.PARKED:
+        state, (call,) = migrate.step(state, looked(DomainState.SHUTOFF, DomainState.SHUTOFF))
+        assert isinstance(call, Call)
+        assert call.step is Stage.SWEEP
+        no = Answered(
+            side=Side.TARGET,
+            step=Stage.SWEEP,
+            attempt=call.attempt,
+            outcome=Outcome.REFUSED,
+            reasons=("it ran on this host",),
+        )
+        state, _ = migrate.step(state, no)
+        refused += 1
+        assert refused <= REFUSED_TRIES
+    assert state.reasons == ("the guest was shut down on h1 during the migration", "h2: it ran on this host")
 
 
 def test_a_guest_that_is_paused_after_its_move_is_told() -> None:

@@ -447,6 +447,13 @@ class World:
             if set(resource.replicas) == {one, other}:
                 self.drop_link(resource, "replication is cut")
 
+    def undefine_by_hand(self, host: str, uuid: str) -> None:
+        """`virsh undefine` of what is shut off there."""
+        found = self.machines[host].domains.get(uuid)
+        if found is not None and found.state is DomainState.SHUTOFF:
+            del self.machines[host].domains[uuid]
+            self.changed(host, f"{self.guests[uuid].name} is undefined by hand", uuid=uuid)
+
     def window_by_hand(self, name: str) -> None:
         """`drbdadm net-options --allow-two-primaries=yes` by an operator, on both nodes."""
         for volume in self.guest(name).volumes:
