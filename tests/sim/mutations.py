@@ -185,8 +185,8 @@ MUTATIONS: tuple[Mutation, ...] = (
             ),
             Edit(
                 file="migrd/engine.py",
-                old="connected=False)\n            if reasons:",
-                new="connected=False)\n            if False:",
+                old="            if reasons:\n                return PowerActed(",
+                new="            if False:\n                return PowerActed(",
             ),
         ),
     ),
@@ -212,8 +212,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         '"off" is believed without reading the status',
         "I3",
         _DRAIN,
-        "    return _read(replace(state, phase=Phase.POWER_READ, reasons=reasons), 1, 0.0)",
-        "    return replace(state, phase=Phase.DONE, off=True, reasons=reasons), ()",
+        "    return _read(replace(state, phase=Phase.POWER_READ), number, 0.0)",
+        "    return replace(state, phase=Phase.DONE, off=True), ()",
     ),
     _one(
         "a BMC that does not answer is off",
