@@ -149,6 +149,7 @@ class _Watch:
         self.why_aborted: tuple[str, ...] = ()
         self._destroyed: tuple[str, ...] = ()
         self._apart = asyncio.create_task(mirror.until_apart(pace.poll_s))
+        self._asked = asyncio.create_task(control.abort.wait())
         self._switch_over = switch_over
         self._watching = asyncio.create_task(switch_over.watch(pace.poll_s))
         self._obeying = asyncio.create_task(self._obey())
@@ -160,7 +161,7 @@ class _Watch:
 
     def close(self) -> None:
         """Nobody watches the replication and the target any more, and no order is heard."""
-        for task in (self._apart, self._watching, self._obeying):
+        for task in (self._apart, self._asked, self._watching, self._obeying):
             task.cancel()
         self._control.paused_at_s = None  # what is told from now on is the end
 
@@ -172,10 +173,14 @@ class _Watch:
             await self._step()
 
     async def _ended(self, call: asyncio.Task[None], wait_s: float) -> bool:
-        """Wait, but not when the replication has just broken: the abort must not lose a poll."""
-        waiting: set[asyncio.Task[Any]] = {call} if self.why_aborted else {call, self._apart}
-        await asyncio.wait(waiting, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+        """Wait, but not when an abort has just become due: it must not lose a poll."""
+        await self._wait_for(call, wait_s)
         return call.done()
+
+    async def _wait_for(self, task: asyncio.Task[Any], wait_s: float | None = None) -> None:
+        """Return when it has ended, after `wait_s`, or when an abort is due that was not asked for yet."""
+        waiting = {task} if self.why_aborted else {task, self._apart, self._asked}
+        await asyncio.wait(waiting, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
 
     async def follow(self) -> None:
         """Return when the domain has no outgoing job any more, or could not be seen for `blind_s`.
@@ -211,8 +216,15 @@ class _Watch:
 
     async def _step(self) -> None:
         await self._maybe_abort()
-        with contextlib.suppress(Retryable):  # the migration goes on whether it can be watched or not
-            await self._look()
+        look = asyncio.create_task(self._look())
+        try:
+            await self._wait_for(look)
+            if not look.done():  # libvirt can take seconds to tell of a job, and has another ear for an abort
+                await self._maybe_abort()
+            with contextlib.suppress(Retryable):  # the migration goes on whether it can be watched or not
+                await look
+        finally:
+            look.cancel()
 
     async def _look(self) -> Job | None:
         """The job that is there. Tells the progress of ours, and sets the downtime limit on first sight."""

@@ -76,6 +76,7 @@ class FakeHypervisor:
         self.migration_steps = 3
         self.step_s = 0.02
         self.begins_after_s = 0.0
+        self.job_told: asyncio.Event | None = None  # a look at a job waits for it
         self.honours_abort = True
         self.blocking: Callable[[], None] | None = None
         self._lane = Lane("fake", 2)
@@ -165,6 +166,8 @@ class FakeHypervisor:
         self._last[request.uuid] = MigrationProgress(memory_processed_bytes=total, downtime_ms=123)
 
     async def job(self, uuid: str) -> Job | None:
+        if self.job_told is not None:
+            await self.job_told.wait()
         if self.trouble is not None:
             raise Retryable(self.trouble)
         return self._jobs.get(uuid)

@@ -104,6 +104,27 @@ async def test_i7_a_look_that_hangs_holds_up_neither_progress_nor_an_abort(start
         assert (await end_of(world)).reasons[0] == "aborted on request"
 
 
+@pytest.mark.parametrize("cause", ["replication", "request"])
+async def test_i7_no_abort_waits_for_a_libvirt_that_is_slow_to_tell_of_the_job(
+    start: StartWorld, cause: str
+) -> None:
+    """Simulator, seed 302183374846: the switch-over was faster than that answer."""
+    hypervisor = slow()
+    async with start(hypervisor) as world:
+        await world.client.submit(move(R0))
+        await asyncio.sleep(0.2)
+        hypervisor.job_told = asyncio.Event()
+        await asyncio.sleep(0.2)
+        if cause == "replication":
+            world.driver.apart = ("r0 is not connected",)
+        else:
+            await world.client.abort("op", "migrate", 1, epoch=1)
+        await asyncio.sleep(0.5)
+        assert "abort u" in hypervisor.calls
+        hypervisor.job_told.set()
+        assert (await end_of(world)).outcome is Outcome.UNKNOWN
+
+
 async def test_i7_nothing_is_sent_while_the_replication_is_broken_or_out_of_sight(start: StartWorld) -> None:
     async with start(slow()) as world:
         world.driver.apart = ("r0: 4 KiB are out of sync with h2",)
