@@ -149,7 +149,7 @@ def volume(view: VolumeView) -> RenderableType:
     for copy in view.copies:
         notes = [*copy.problems]
         notes += ["two primaries allowed"] if copy.dual_primary_allowed else []
-        notes += ["the only current copy"] if copy.sole_current_copy else []
+        notes += ["perhaps the only current copy"] if copy.sole_current_copy else []
         made.add_row(
             cell(copy.host),
             word(copy.role),

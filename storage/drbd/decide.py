@@ -227,11 +227,12 @@ def peer_role(status: Status) -> Role:
 def sole_current_copy(status: Status, volume: int) -> bool:
     """May this host hold the only current copy (I10, I12)? False needs proof: a synced peer, or no data here.
 
-    A Secondary that shows UpToDate/DUnknown may be stale, and may as well be the last good one: True.
+    A Secondary that shows UpToDate/DUnknown may be stale, and may as well be the last good one: True. So may
+    the disk of a resource that is not up, e.g. right after a boot.
     """
     device = next((d for d in status.devices if d.volume == volume), None)
     if device is None:
-        return not status.complete  # cut output: it may be there
+        return True
     if device.disk in (Disk.DISKLESS, Disk.OUTDATED, Disk.INCONSISTENT, Disk.ATTACHING, Disk.FAILED):
         return False
     return not any(_current_on_peer(connection, volume) for connection in status.connections)

@@ -104,6 +104,7 @@ class DrbdDriver:
                     health=Health.UNREACHABLE,
                     identity=None,
                     size_bytes=None,
+                    sole_current_copy=True,  # what its disk holds, nobody can tell
                     problems=(f"{volume.name}: {MODULE_MISSING}",),
                 )
             view = await self._view(volume.resource)

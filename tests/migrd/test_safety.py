@@ -95,6 +95,7 @@ def test_what_the_agent_could_not_see_counts_as_there(more: dict[str, object], w
         (copy(Role.UNKNOWN), "its role of drbd:a/0 is unknown"),
         (copy(dual_primary_allowed=True), "two primaries are allowed"),
         (copy(sole_current_copy=True), "only current copy"),
+        (copy(Role.DETACHED, sole_current_copy=True), "only current copy"),
         *[
             (copy(health=health), f"it is {health} here and ok on node-h2")
             for health in Health

@@ -159,6 +159,7 @@ class Resource:
                 health=Health.UNREACHABLE,
                 identity=None,
                 size_bytes=None,
+                sole_current_copy=True,
                 problems=problems,
             )
         health = Health.OK if not problems else Health.SYNCING if self.syncing else Health.DEGRADED

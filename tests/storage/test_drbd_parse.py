@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.drbd import decide, parse, show
-from storage.drbd.model import Disk, Link, Options, Replication
+from storage.drbd.model import Disk, Link, Options, Replication, Status
 from storage.words import Health, Role
 from tests.storage.samples import DATA, STATES_84, one_resource, state_84
 
@@ -136,6 +136,13 @@ def test_primary_and_secondary_have_the_same_generation_but_fresh_metadata_has_n
 def test_generation_cut_at_any_byte_is_no_proof():
     text = state_84("connected", "get_gi_0.txt")
     assert all(parse.current_uuid(text[:end]) is None for end in range(len(text)))
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_i12_a_resource_that_is_not_up_may_hold_the_only_current_copy(complete):
+    """Simulator, seed 302183369498: right after a boot. Its disk says nothing, and its peer cannot know."""
+    down = Status(resource="r0", role=Role.UNKNOWN, suspended="no", complete=complete)
+    assert decide.sole_current_copy(down, 0)
 
 
 def test_drbd_9_json_and_options():

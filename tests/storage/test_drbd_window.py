@@ -314,6 +314,7 @@ async def test_module_not_loaded(cluster, tmp_path):
     driver = DrbdDriver(in_use=in_use, node="u1", run=cluster.pair.tool("u1"), proc_drbd=tmp_path / "none")
     report = await driver.inspect(VOLUME)
     assert (report.role, report.health) == (Role.DETACHED, Health.UNREACHABLE)
+    assert report.sole_current_copy, "its disk may be the newest there is"
     with pytest.raises(OutcomeError, match="modprobe drbd"):
         await driver.open_window(VOLUME, cluster.source_side)
     assert [v.name for v in await driver.volumes()] == ["drbd:r0/0", "drbd:r1/0"]
