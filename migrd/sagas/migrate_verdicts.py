@@ -191,10 +191,8 @@ def _apart(state: MigrateState, event: Looked) -> tuple[str, ...]:
 def _stopped_on_source(state: MigrateState, _found: Verdict) -> Result:
     if state.migrate_open:
         return follow(state, backoff_s(state.tries))
-    if state.going_back and state.back_to in BACK:
-        return next_needed(
-            state, BACK[BACK.index(state.back_to) :]
-        )  # tried again, as often as any other step
+    if state.going_back and state.back_to in BACK:  # tried again, as often as any other step
+        return next_needed(state, BACK[BACK.index(state.back_to) :])
     reason = f"the guest was shut down on {state.request.source} during the migration"
     reasons = tuple(dict.fromkeys((*state.reasons, reason)))
     return start_back(replace(state, going_back=True, stopped=True, reasons=reasons))
