@@ -139,6 +139,6 @@ def _unreadable(file: Path) -> str:
     try:
         with file.open("rb") as opened:
             opened.read(1)
-    except OSError as error:
-        return error.strerror or str(error)
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        return getattr(error, "strerror", None) or str(error)
     return ""

@@ -230,8 +230,8 @@ def _named_files(document: Mapping[str, object]) -> Iterator[tuple[str, Path, bo
 
 def _file_problem(path: Path, *, secret: bool) -> str:
     """'' when the file can be used. A secret is its owner's, and at most its group's to read (0640)."""
-    if not path.is_absolute():
-        return "must be an absolute path"
+    if not path.is_absolute() or not str(path).isprintable():
+        return "must be an absolute path, without control characters"
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())

@@ -367,10 +367,15 @@ class Controller:
         row = UndrainRequested(
             host=host,
             drain=drain.operation if drain is not None else "",
-            power_on=decided is HostState.OFF,
+            power_on=decided is HostState.OFF or (request.restore and await self._switched_off_by_hand(host)),
             restore=restore,
         )
         return await self._begin(row, host)
+
+    async def _switched_off_by_hand(self, host: str) -> bool:
+        """Somebody took a drained host for the maintenance that it was drained for."""
+        silent = self.cluster().hosts[host].observed is not HostState.ONLINE
+        return silent and self._power.has(host) and await self._power.status(host) == "off"
 
     async def migrate(self, guest: str, request: MigrateRequest) -> Operation:
         plan = await self.plan_migrate(guest, request)

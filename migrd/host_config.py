@@ -52,8 +52,8 @@ def _fence_agent(agent: str) -> str:
 
 def _word(text: str) -> str:
     """Becomes an argument or a line of a tool's input."""
-    if "\n" in text or text.startswith("-"):
-        raise ValueError("must not begin with '-' or contain a newline")
+    if not text.isprintable() or text.startswith("-"):
+        raise ValueError("must not begin with '-' or contain a newline or another control character")
     return text
 
 

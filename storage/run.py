@@ -138,6 +138,8 @@ async def start(
         raise Refused(f"{argv[0]} is not installed on this host") from None
     except OSError as error:
         raise Refused(f"{argv[0]} cannot be started on this host: {error.strerror}") from error
+    except ValueError as error:  # a null byte in an argument
+        raise Refused(f"{argv[0]} cannot be started on this host: {error}") from error
 
 
 class Output(asyncio.SubprocessProtocol):

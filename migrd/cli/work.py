@@ -60,12 +60,12 @@ def undrain(
     context: typer.Context,
     host: Host,
     restore: Annotated[
-        bool, typer.Option("--restore", help="Power it on if it is off, and move back what its drain moved.")
+        bool, typer.Option("--restore", help="Power it on if it is off, move back what its drain moved.")
     ] = False,
     no_wait: NoWait = False,
     output: Output = None,
 ) -> int:
-    """Make a drained HOST usable again."""
+    """Make a drained HOST usable again; one that migrd has switched off is powered on."""
     return _work(
         session(context, output), f"/v1/hosts/{segment(host)}/undrain", {"restore": restore}, no_wait
     )

@@ -152,6 +152,23 @@ def test_numbers_that_would_hang_or_spin(etc: Path, section: str, line: str) -> 
     assert errors[0].startswith(f"{section}.{line.partition(' ')[0]}: ")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "where"),
+    [
+        ('user = "admin"', 'user = "a\\u0000b"', "hosts.h1.bmc.user"),
+        ('address = "', 'address = "\\u0000', "hosts.h1.bmc.address"),
+        ('/bmc"', '/b\\u0000mc"', "hosts.h1.bmc.password_file"),
+        ('/token"', '/to\\u0007ken"', "api.token_file"),
+    ],
+)
+def test_control_characters_are_mistakes(etc: Path, old: str, new: str, where: str) -> None:
+    """A null byte ends the daemon when a program is to be started with it."""
+    assert old in good(etc)
+    errors = errors_of(etc, good(etc).replace(old, new, 1))
+    assert errors
+    assert errors[0].startswith(f"{where}: ")
+
+
 def test_every_mistake_of_one_table_and_of_all_tables_together(etc: Path) -> None:
     """What fields say together shows as well, though a neighbour has the wrong type."""
     text = (

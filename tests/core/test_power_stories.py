@@ -229,6 +229,23 @@ def test_restore_of_guests_that_no_longer_fit_parks_with_the_reason_and_resumes(
     run(story())
 
 
+def test_a_drained_host_that_was_switched_off_by_hand_is_powered_on_to_be_restored() -> None:
+    async def story() -> None:
+        world = mixed_world()
+        async with Cluster3(world) as cluster:
+            assert (await drain(cluster)).state is OperationState.DONE
+            world.cut("h1")
+            await asyncio.sleep(60)
+            assert cluster.controller.cluster().hosts["h1"].observed is not HostState.ONLINE
+            back = await cluster.controller.undrain("h1", UndrainRequest(restore=True))
+            assert (await cluster.until(back.id)).state is OperationState.DONE
+            assert world.machines["h1"].powered
+            assert all(where == ["h1"] for where in places(world).values())
+            cluster.assert_clean()
+
+    run(story())
+
+
 @pytest.mark.parametrize("copy_s", [0.02, 100.0])
 @pytest.mark.parametrize("after_s", [0.0, 0.02, 0.1])
 def test_a_move_that_is_still_preparing_keeps_the_power_of_its_target_on(

@@ -70,6 +70,11 @@ async def test_a_daemon_that_keeps_the_pipes_open_does_not_hold_us_up():
     assert time.monotonic() - start < 30
 
 
+async def test_an_argument_that_no_program_can_be_given_is_refused():
+    with pytest.raises(Refused, match="null byte"):
+        await run(["true", "a\0b"], deadline_s=5)
+
+
 async def test_missing_tool_is_refused():
     with pytest.raises(Refused, match="no-such-tool is not installed"):
         await run(["no-such-tool"], deadline_s=5)
