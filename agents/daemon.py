@@ -20,7 +20,7 @@ from agents.attempts.runner import Attempts
 from agents.config import AgentConfig, Listen
 from agents.events import Hub
 from agents.inventory import Inventory
-from agents.ledger import Ledger
+from agents.ledger import Ledger, only_user
 from agents.metrics import AgentCollector, Metrics
 from agents.notify import feed_watchdog, notify, watchdog_s
 from agents.server import Api, metrics_application
@@ -45,11 +45,19 @@ class Running:
 
 
 async def serve(config: AgentConfig, tls: ssl.SSLContext, parts: Parts) -> None:
-    """Run until SIGTERM or SIGINT. Raises what a loop that died raised, or OSError (port taken)."""
+    """Run until SIGTERM or SIGINT.
+
+    Raises what a loop that died raised, LedgerError (another agent runs on it) or OSError (port taken).
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    with only_user(config.state_dir):
+        await _until(stop, config, tls, parts)
+
+
+async def _until(stop: asyncio.Event, config: AgentConfig, tls: ssl.SSLContext, parts: Parts) -> None:
     async with running(config, tls, parts) as agent:
         log.info("agent ready", host=config.host, port=agent.port, version=parts.agent_version)
         notify("READY=1")

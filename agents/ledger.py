@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,21 @@ class DifferentCommandError(Exception):
 
 class LedgerError(Exception):
     """The ledger cannot be written (disk full, IO error): nothing may begin."""
+
+
+@contextlib.contextmanager
+def only_user(folder: Path) -> Iterator[None]:
+    """One agent per ledger: a second one would take the attempts of the first for those of a dead one (I4).
+
+    flock(2) ends with the process, whatever ends it. Raises LedgerError, OSError.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(folder / "lock", "a", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LedgerError(f"{folder} is in use by another migrd-agent: only one may run") from None
+        yield
 
 
 @dataclass(frozen=True, slots=True)

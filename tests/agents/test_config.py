@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from agents.config import AgentConfig, load_agent
+from agents.ledger import only_user
 from agents.notify import notify, watchdog_s
 from agents.toml_config import ConfigError, parse
 from tests.agents.conftest import Certificates
@@ -172,6 +173,16 @@ def test_the_command_runs_tells_systemd_and_stops_on_sigterm(
         "agent stopping",
         "agent stopped",
     ]
+
+
+def test_a_second_agent_touches_nothing_of_the_first(tmp_path: Path, certificates: Certificates) -> None:
+    """I4: it would take the attempts that run for those of a dead agent, and end their rows."""
+    path = written(tmp_path, certificates)
+    with only_user(tmp_path / "state"):
+        done = run_agent("--config", str(path))
+        assert not (tmp_path / "state" / "ledger.sqlite").exists()
+    assert done.returncode == 1
+    assert "in use by another migrd-agent: only one may run" in done.stderr
 
 
 def test_a_taken_port_ends_the_command(tmp_path: Path, certificates: Certificates) -> None:
