@@ -276,9 +276,7 @@ class Placement:
 
     async def check_power_off(self, host: str) -> PowerChecked:
         """I12, from reports and volumes of this very moment. A host whose power is off has nothing to say."""
-        off = self._powered_off()
-        names = [name for name in self._view.cluster().hosts if name == host or name not in off]
-        reports, unheard = await self._moment(names)
+        reports, unheard = await self._moment([each.name for each in self._askable(host)])
         self._checked.pop(host, None)
         if host in reports:
             self._checked[host] = reports[host][0].volumes
@@ -294,13 +292,17 @@ class Placement:
         if before is None:
             return PowerChecked(reasons=(f"{host}: its replicas have left without a check",))
         nodes = {node for each in before if isinstance(each.volume, DrbdVolume) for node in each.volume.nodes}
-        on = [each for each in self._view.cluster().hosts.values() if each.name not in self._powered_off()]
-        peers = [each.name for each in on if each.node in nodes and each.name != host]
-        reports, unheard = await self._moment([host, *peers])
+        names = [each.name for each in self._askable(host) if each.name == host or each.node in nodes]
+        reports, unheard = await self._moment(names)
         if host in reports:
             own, age_s = reports[host]
             reports = {**reports, host: (replace(own, volumes=before), age_s)}
         return self._judge(host, reports, unheard)
+
+    def _askable(self, host: str) -> list[Host]:
+        """The host itself, and all that have power as far as migrd has decided."""
+        off = self._powered_off()
+        return [each for name, each in self._view.cluster().hosts.items() if name == host or name not in off]
 
     def _judge(self, host: str, reports: Reports, unheard: Collection[str]) -> PowerChecked:
         reasons = self._planner.reasons_not_to_power_off(host, reports, sorted(unheard))

@@ -168,17 +168,15 @@ class _Watch:
     async def until_ended(self, call: asyncio.Task[None]) -> None:
         """Return when the call has ended. Raises Unknown when it did not end long after an abort."""
         wait_s = self._pace.first_poll_s
-        while not await self._ended(call, wait_s):
+        while True:
+            await self._wait_for(call, wait_s)
+            if call.done():
+                return
             wait_s = min(wait_s * 2, self._pace.poll_s)
             await self._step()
 
-    async def _ended(self, call: asyncio.Task[None], wait_s: float) -> bool:
-        """Wait, but not when an abort has just become due: it must not lose a poll."""
-        await self._wait_for(call, wait_s)
-        return call.done()
-
     async def _wait_for(self, task: asyncio.Task[Any], wait_s: float | None = None) -> None:
-        """Return when it has ended, after `wait_s`, or when an abort is due that was not asked for yet."""
+        """Return when it has ended, after `wait_s`, or when an abort has become due: it must not wait."""
         waiting = {task} if self.why_aborted else {task, self._apart, self._asked}
         await asyncio.wait(waiting, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
 

@@ -60,7 +60,7 @@ def undrain(
     context: typer.Context,
     host: Host,
     restore: Annotated[
-        bool, typer.Option("--restore", help="Power it on if it is off, move back what its drain moved.")
+        bool, typer.Option("--restore", help="Power it on if it is off, and move back what its drain moved.")
     ] = False,
     no_wait: NoWait = False,
     output: Output = None,

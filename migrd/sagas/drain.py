@@ -108,7 +108,7 @@ class DrainState:
     guests: Mapping[str, GuestTask] = field(default_factory=dict)  # by uuid
     children: int = 0  # how many were named; their ids are OPERATION.1, .2 ...
     rounds: int = 0
-    asks: int = 0  # that were answered with a reason, since the last survey that was not one of them
+    asks: int = 0  # that were answered with a reason, in this phase
     cancelled: bool = False
     off_asked: bool = False  # the power may have gone, or go at any moment
     off: bool = False  # status = off was read back (I3)
@@ -327,11 +327,10 @@ def _power_checked(state: DrainState, event: PowerChecked) -> Result:
 
 def _power_acted(state: DrainState, event: PowerActed) -> Result:
     """Whatever the BMC said, only the status tells (I3). If it was not asked, all is checked once more."""
-    state = replace(state, reasons=(event.reason,) if event.reason else ())
-    if not event.asked and state.asks < MAX_ASKS:
-        return _probe_power(replace(state, asks=state.asks + 1))
-    number = 1 if event.asked else MAX_READS
-    return _read(replace(state, phase=Phase.POWER_READ), number, 0.0)
+    reasons = (event.reason,) if event.reason else ()
+    if not event.asked:
+        return _probe_power(replace(state, reasons=reasons))
+    return _read(replace(state, phase=Phase.POWER_READ, reasons=reasons), 1, 0.0)
 
 
 def _read(state: DrainState, number: int, after_s: float) -> Result:
@@ -356,8 +355,9 @@ def _power_probed(state: DrainState, event: PowerRead) -> Result:
     again before any power command (I12)."""
     if event.status == "off":
         return replace(state, phase=Phase.DONE, off=True, reasons=()), ()
-    after_s = ASK_EVERY_S if state.asks else 0.0
-    return replace(state, phase=Phase.SURVEY), (Survey(host=state.request.host, after_s=after_s),)
+    if state.reasons:  # why the BMC was not asked
+        return _ask_again(replace(state, reasons=()), state.reasons)
+    return _survey(state)
 
 
 def _park(state: DrainState, reasons: tuple[str, ...]) -> Result:
@@ -388,7 +388,7 @@ def _cancel_power(state: DrainState, _event: CancelRequested) -> Result:
 def _resumed(state: DrainState, event: Resumed) -> Result:
     """Try what is left, as if it were new; a parked child has to end first."""
     commands: list[SagaCommand] = []
-    state = replace(state, phase=Phase.MOVING, rounds=0, asks=0, reasons=(), remedy="")
+    state = replace(state, phase=Phase.MOVING, rounds=0, reasons=(), remedy="")
     if state.off_asked:
         return _probe_power(state)
     for uuid, task in state.guests.items():

@@ -25,7 +25,7 @@ OUTAGE_LIMIT_MS = 10_000.0
 KEEPALIVE_COUNT, DEFAULT_KEEPALIVE_COUNT = 5, 14
 # A peer that falls silent: DRBD waits 6 s before it goes on alone. Had QEMU sent all when its target died,
 # the guest is paused until libvirt gives the target up.
-SILENT_PEER_MS = 12_000.0 + OUTAGE_LIMIT_MS
+SILENT_PEER_MS = 2000.0 * (KEEPALIVE_COUNT + 1) + OUTAGE_LIMIT_MS
 UNHEARD = ("unknown", "suspect", "unreachable", "degraded")
 ENDED = ("done", "undone", "failed")
 OPEN = ("pending", "running", "cancelling", "parked")

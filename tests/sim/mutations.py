@@ -212,8 +212,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         '"off" is believed without reading the status',
         "I3",
         _DRAIN,
-        "    return _read(replace(state, phase=Phase.POWER_READ), number, 0.0)",
-        "    return replace(state, phase=Phase.DONE, off=True), ()",
+        "    return _read(replace(state, phase=Phase.POWER_READ, reasons=reasons), 1, 0.0)",
+        "    return replace(state, phase=Phase.DONE, off=True, reasons=reasons), ()",
     ),
     _one(
         "a BMC that does not answer is off",
