@@ -94,8 +94,8 @@ def _cancel_migrate(state: MigrateState, _event: CancelRequested) -> Result:
 
 
 def _cancel_parked(state: MigrateState, _event: CancelRequested) -> Result:
-    """Before the commit point: try to go back now. After it: the same as resume."""
-    return _wake(replace(state, cancelled=True, going_back=not state.committed))
+    """Before the commit point: try to go back now. After it: end, but for a source that has no power."""
+    return _wake(replace(state, cancelled=True, going_back=not state.committed, given_up=state.committed))
 
 
 def _resumed(state: MigrateState, _event: Resumed) -> Result:

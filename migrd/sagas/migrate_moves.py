@@ -113,7 +113,7 @@ def _has_work(state: MigrateState, stage: Stage) -> bool:  # noqa: PLR0911 - a t
         case Stage.SWEEP:
             return state.issued(Stage.MIGRATE)
         case Stage.UNDEFINE_SOURCE:
-            return state.source_ended
+            return not state.source_clean
         case Stage.CLOSE_BACK:
             return state.issued(Stage.OPEN_WINDOW)
         case _:

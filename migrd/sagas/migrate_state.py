@@ -2,6 +2,7 @@
 
 precheck -> prepare -> open-window -> acquire -> migrate -> reconcile (-> settle)
   -> [MOVED = COMMIT POINT] -> release -> close-window (-> undefine-source) -> verify -> done
+  (a source that loses its power in the switch-over: parked after verify until it answers -> reconcile -> ...)
 going back, only before the commit point:
   reconcile -> sweep -> release-target -> close-back -> verify-back -> undone
 """
@@ -39,7 +40,7 @@ class Stage(StrEnum):
     SETTLE = "settle"
     RELEASE = "release"
     CLOSE_WINDOW = "close-window"
-    UNDEFINE_SOURCE = "undefine-source"  # only if we had to end the source's QEMU
+    UNDEFINE_SOURCE = "undefine-source"  # only if libvirt did not come to its Confirm there
     VERIFY = "verify"
     SWEEP = "sweep"
     RELEASE_TARGET = "release-target"
@@ -93,6 +94,9 @@ class MigrateState:
     answers: tuple[Answered, ...] = ()  # of the present stage
     migrate_open: bool = False  # a migrate attempt was issued and its end is not known
     source_ended: bool = False  # by our order: the answer that the guest runs on the target was lost
+    source_clean: bool = False  # after the move the source was seen without the guest's definition
+    proved: bool = False  # after the move both copies were seen to be one (I7)
+    given_up: bool = False  # the operator no longer waits for a source without power
     back_to: Stage | None = None  # reconcile: the stage to try again if nothing has moved
     tries: int = 0  # of the present stage, since something succeeded
     failures: int = 0

@@ -33,6 +33,7 @@ from storage.words import DrbdVolume, Health, Side
 
 WAIT_LOOKS = 60  # at 0.2 s, then 1 s: about 50 s for a QEMU to go, a switch-over to end
 ALARM_LOOKS = 3  # the two hosts are not looked at in one instant: a switch-over in between looks like two
+MOVED = (COMMIT_POINT, Verdict.STOPPED_ON_TARGET)
 ALARMS = (Verdict.BOTH_RUNNING, Verdict.WITHOUT_DISK, Verdict.UNEXPECTED)
 LEFTOVER_LOOKS = 5  # libvirt removes its own incoming domain within a second or so
 UNKNOWN_LOOKS = 8  # with back-off: about two minutes
@@ -78,10 +79,12 @@ def decide(state: MigrateState, event: Looked) -> Result:
     found = _verdict(state, pair)
     if found is Verdict.UNKNOWN:
         return _unknown(state, event, pair)
-    if found in (COMMIT_POINT, Verdict.STOPPED_ON_TARGET) and not state.committed:
-        apart = _apart(state, event)
+    if found in MOVED or (state.committed and found is Verdict.MOVED_PAUSED):
+        apart = () if state.proved else _apart(state, event)
         if apart:
             return _diverged(state, apart)
+        state = replace(state, proved=state.proved or pair.source is not SideView.OFF)
+        state = _source_seen(state, pair)
     table = _AFTER_COMMIT if state.committed else _BEFORE_COMMIT
     after, commands = table.get(found, _wait)(state, found)
     if after.stage is Stage.VERIFY and not any(after.issued(stage) for stage in FINISH):
@@ -90,11 +93,19 @@ def decide(state: MigrateState, event: Looked) -> Result:
 
 
 def _verdict(state: MigrateState, pair: Pair) -> Verdict:
-    """A source that is shut off because we ended its QEMU did not stop by itself: the guest had moved."""
+    """A source that is shut off because its QEMU was ended, or its power was lost, after the guest had moved."""
     found = verdict(pair)
-    if state.source_ended and found is Verdict.STOPPED_ON_SOURCE:
+    left = state.source_ended or (state.committed and not state.source_clean)
+    if left and found is Verdict.STOPPED_ON_SOURCE:
         return Verdict.STOPPED_ON_TARGET if pair.target is SideView.STOPPED else Verdict.UNEXPECTED
     return found
+
+
+def _source_seen(state: MigrateState, pair: Pair) -> MigrateState:
+    """Is the source without the guest's definition? One that has no power is what it was when last seen."""
+    if pair.source is SideView.OFF:
+        return state
+    return replace(state, source_clean=pair.source is SideView.GONE)
 
 
 # -- before the commit point ----------------------------------------------------------------------
@@ -146,7 +157,7 @@ def _switching(state: MigrateState, found: Verdict) -> Result:
 
 def _commit(state: MigrateState, found: Verdict) -> Result:
     """The commit point. What was wrong on the way no longer matters: forward only."""
-    assert found in (COMMIT_POINT, Verdict.STOPPED_ON_TARGET), found
+    assert found in MOVED, found
     committed = replace(
         state,
         committed=True,
@@ -183,7 +194,7 @@ def _diverged(state: MigrateState, apart: tuple[str, ...]) -> Result:
 
 def _apart(state: MigrateState, event: Looked) -> tuple[str, ...]:
     if event.source is None or event.target is None:
-        return ()  # the verdict is not MOVED then
+        return ()  # the source has no power: asked again once it answers, before anything is done there
     hosts = (state.request.source, state.request.target)
     return reasons_apart(state.request.volumes, event.source.volumes, event.target.volumes, hosts=hosts)
 
@@ -290,6 +301,11 @@ def verify(state: MigrateState, event: Looked) -> Result:
         return _unknown(state, event, pair)
     if found not in (Verdict.MOVED, Verdict.STOPPED_ON_TARGET, Verdict.MOVED_PAUSED):
         return _stuck(state, found) if found in ALARMS else _wait(state, found)
+    state = _source_seen(state, pair)
+    if pair.source is SideView.OFF and not state.source_clean and not state.given_up:
+        return _source_off(state)
+    if pair.source is SideView.STOPPED or (pair.source is SideView.GONE and not state.proved):
+        return _finish_again(state)
     still_open = _flags(state, event)
     if still_open:
         return _close_again(state, still_open, Stage.CLOSE_WINDOW)
@@ -300,16 +316,48 @@ def verify(state: MigrateState, event: Looked) -> Result:
     if found is not Verdict.MOVED:  # e.g. QEMU pauses a guest whose disk fails on the new host
         what = "shut down" if found is Verdict.STOPPED_ON_TARGET else f"paused on {state.request.target}"
         remarks = (*ill, f"it was {what} after it moved")
+    return replace(state, stage=Stage.DONE, reasons=(*remarks, *_of_the_source(state))), ()
+
+
+def _source_off(state: MigrateState) -> Result:
+    """It lost its power before libvirt's Confirm: its definition is still there, its copy is not compared."""
+    source = state.request.source
+    left = _left_on(source, windowed=state.windowed and not state.proved)
+    remedy = (
+        f"power {source} on: the move ends by itself once it answers; if it never will: "
+        f"migrctl op cancel {state.operation} ends the move as it is"
+    )
+    return park(state, (left,), remedy=remedy, waits_for=(source,))
+
+
+def _left_on(source: str, *, windowed: bool) -> str:
+    left = f"the guest has moved, and its definition may still be on {source}, which has no power (I1)"
+    return f"{left}; nor is it proved that no writes are left on the copy there (I7)" if windowed else left
+
+
+def _finish_again(state: MigrateState) -> Result:
+    """The source has returned, perhaps with its definition: what was not done there is done now."""
+    failures = state.failures + 1
+    if failures >= MAX_TRIES_BOUND:
+        source, name = state.request.source, state.request.name
+        left = f"the guest has moved, and its definition is still on {source} (I1)"
+        remedy = f"virsh undefine {name} on {source}; then migrctl op resume {state.operation}"
+        return park(state, (left,), remedy=remedy)
+    return look(replace(state, failures=failures, back_to=None), Stage.RECONCILE, backoff_s(failures - 1))
+
+
+def _of_the_source(state: MigrateState) -> tuple[str, ...]:
+    """What the operator should know of the source when the guest has moved without libvirt's Confirm there."""
+    source, target = state.request.source, state.request.target
+    if not state.source_clean:
+        return (_left_on(source, windowed=state.windowed and not state.proved),)
     if state.source_ended:
-        source, target = state.request.source, state.request.target
-        if pair.source is SideView.OFF:
-            left = f"the guest has moved, and its definition may still be on {source}, which has no power"
-            return park(state, (left,), waits_for=(source,))
-        lost = (
-            f"the answer of {target} was lost in the switch-over: the QEMU left on {source} was told to end"
+        return (
+            f"the answer of {target} was lost in the switch-over: the QEMU left on {source} was told to end",
         )
-        remarks = (*remarks, lost)
-    return replace(state, stage=Stage.DONE, reasons=remarks), ()
+    if state.issued(Stage.UNDEFINE_SOURCE):
+        return (f"{source} lost its power in the switch-over: the guest's definition was removed there",)
+    return ()
 
 
 def verify_back(state: MigrateState, event: Looked) -> Result:

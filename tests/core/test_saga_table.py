@@ -231,7 +231,9 @@ def test_what_is_shut_off_on_both_hosts_is_swept_a_few_times_and_then_left_to_a_
 
 
 def test_a_guest_that_is_paused_after_its_move_is_told() -> None:
-    state = replace(migrate.begin("op", REQUEST), stage=Stage.VERIFY, committed=True)
+    state = replace(
+        migrate.begin("op", REQUEST), stage=Stage.VERIFY, committed=True, proved=True, source_clean=True
+    )
     done, _ = migrate.step(state, replace(looked(DomainState.ABSENT, DomainState.PAUSED), number=99))
     assert done.stage is Stage.DONE
     assert any("paused on h2" in reason for reason in done.reasons)

@@ -270,6 +270,11 @@ def _destroy(sim: Sim, deed: Deed) -> None:
     sim.world.end_process(host, guest.uuid, keep=True, reason="destroyed")
 
 
+def _undefine(sim: Sim, deed: Deed) -> None:
+    guest, host = deed.words
+    sim.world.undefine_by_hand(host, sim.world.guest(guest).uuid)
+
+
 def _suspend(sim: Sim, deed: Deed) -> None:
     guest = sim.world.guest(deed.words[0])
     host, domain = _domain(sim, guest)
@@ -420,6 +425,7 @@ DEEDS: Mapping[str, Kind] = {
     "virsh-shutdown": Kind(do=_shutdown, takes=("guest",)),
     "poweroff-inside": Kind(do=_shutdown, takes=("guest",)),
     "virsh-destroy": Kind(do=_destroy, takes=("guest", "host")),
+    "virsh-undefine": Kind(do=_undefine, takes=("guest", "host")),
     "virsh-suspend": Kind(do=_suspend, takes=("guest",), undo=_virsh_resume),
     "virsh-migrate": Kind(do=_virsh_migrate, takes=("guest", "host")),
     "logout": Kind(do=_logout, takes=("guest", "host")),

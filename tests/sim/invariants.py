@@ -295,6 +295,10 @@ def _blind_cold(before: ColdState, after: ColdState, event: Event) -> bool:
 def leftovers(world: World) -> list[str]:
     """All that must not be left once every operation has ended and every fault is healed."""
     found = []
+    for guest in world.guests.values():
+        homes = world.defined(guest.name)
+        if len(homes) > 1:
+            found.append(f"{guest.name} is defined on {' and '.join(homes)}")
     for machine in world.machines.values():
         for uuid, domain in machine.domains.items():
             name = world.guests[uuid].name
