@@ -93,7 +93,7 @@ def decide(state: MigrateState, event: Looked) -> Result:
 
 
 def _verdict(state: MigrateState, pair: Pair) -> Verdict:
-    """A source that is shut off because its QEMU was ended, or its power was lost, after the guest had moved."""
+    """A source that is shut off because we ended its QEMU, or it lost its power, after the guest had moved."""
     found = verdict(pair)
     left = state.source_ended or (state.committed and not state.source_clean)
     if left and found is Verdict.STOPPED_ON_SOURCE:
@@ -306,6 +306,10 @@ def verify(state: MigrateState, event: Looked) -> Result:
         return _source_off(state)
     if pair.source is SideView.STOPPED or (pair.source is SideView.GONE and not state.proved):
         return _finish_again(state)
+    return _moved(state, event, found)
+
+
+def _moved(state: MigrateState, event: Looked, found: Verdict) -> Result:
     still_open = _flags(state, event)
     if still_open:
         return _close_again(state, still_open, Stage.CLOSE_WINDOW)
@@ -347,7 +351,7 @@ def _finish_again(state: MigrateState) -> Result:
 
 
 def _of_the_source(state: MigrateState) -> tuple[str, ...]:
-    """What the operator should know of the source when the guest has moved without libvirt's Confirm there."""
+    """What the operator should know of the source if libvirt did not come to its Confirm there."""
     source, target = state.request.source, state.request.target
     if not state.source_clean:
         return (_left_on(source, windowed=state.windowed and not state.proved),)

@@ -19,7 +19,7 @@ MOVED = MigrateState(
     operation="op-1",
     request=REQUEST,
     stage=Stage.RECONCILE,
-    attempts={stage: 1 for stage in (Stage.PREPARE, Stage.OPEN_WINDOW, Stage.ACQUIRE, Stage.MIGRATE)},
+    attempts=dict.fromkeys((Stage.PREPARE, Stage.OPEN_WINDOW, Stage.ACQUIRE, Stage.MIGRATE), 1),
 )
 OFF = (Side.SOURCE,)
 
@@ -98,7 +98,7 @@ def test_i7_writes_left_on_the_source_alone_are_an_alarm_and_nothing_is_touched_
 
 def test_i7_a_source_that_returns_while_the_window_closes_is_compared_as_well() -> None:
     state, _ = finish(*migrate.step(MOVED, looked(None)))
-    state, commands = migrate.step(state, looked(seen(DomainState.ABSENT, generation="three")))
+    state, _ = migrate.step(state, looked(seen(DomainState.ABSENT, generation="three")))
     assert state.stage is Stage.RECONCILE, "not done: its copy was not compared"
     state, _ = migrate.step(state, looked(seen(DomainState.ABSENT, generation="three"), number=99))
     assert state.reasons[0].startswith("ALARM")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
 
@@ -29,27 +30,57 @@ def patient(moving: Cluster) -> Iterator[Cluster]:
                 moving.ctl.try_lab("net", host, "--heal")
 
 
+def state(cluster: Cluster, host: str) -> str:
+    return cluster.ctl.sh(host, "virsh", "domstate", MOVER).out.strip()
+
+
+def lose_answer(cluster: Cluster) -> tuple[str, str, subprocess.Popen[str]]:
+    """The source and the target that runs the guest and cannot say so, and the command that still waits."""
+    source, target = cluster.ready_to_move(MOVER)
+    cluster.copy_at(MOVER, source, CRAWL_MIB_S)
+    asked = cluster.in_background("migrate", MOVER, "--to", target)
+    cluster.copying(MOVER)
+    cluster.ctl.lab("net", target, "--mute", str(LIBVIRT_PORT))
+    cluster.copy_at(MOVER, source, FULL_SPEED_MIB_S)
+    until("it runs on the target", lambda: state(cluster, target) == "running", deadline_s=60, every_s=0.1)
+    return source, target, asked
+
+
 def test_an_answer_lost_in_the_switch_over_does_not_run_the_guest_twice(patient: Cluster) -> None:
     """libvirt leaves this to lock managers. The target hears its request, and cannot answer."""
-    source, target = patient.ready_to_move(MOVER)
-    patient.copy_at(MOVER, source, CRAWL_MIB_S)
-    asked = patient.in_background("migrate", MOVER, "--to", target)
-    patient.copying(MOVER)
-    patient.ctl.lab("net", target, "--mute", str(LIBVIRT_PORT))
-    patient.copy_at(MOVER, source, FULL_SPEED_MIB_S)
+    source, target, asked = lose_answer(patient)
 
-    def state(host: str) -> str:
-        return patient.ctl.sh(host, "virsh", "domstate", MOVER).out.strip()
+    def ended_here() -> bool:
+        return state(patient, source) in ENDED
 
-    until("it runs on the target", lambda: state(target) == "running", deadline_s=60, every_s=0.1)
-    until("its QEMU here has ended", lambda: state(source) in ENDED, deadline_s=KEEPALIVE_S, every_s=0.2)
+    until("its QEMU here has ended", ended_here, deadline_s=KEEPALIVE_S, every_s=0.2)
     time.sleep(KEEPALIVE_S)  # libvirt on the source has given up by now
-    assert state(source) in ENDED
-    assert state(target) == "running"
+    assert ended_here()
+    assert state(patient, target) == "running"
     patient.ctl.lab("net", target, "--heal")
     ended = patient.finished(patient.operations(kind="migrate", subject=MOVER)[0]["id"])
     asked.communicate(timeout=30)
     assert ended["state"] == "done", ended
     assert f"the answer of {target} was lost" in ended["reason"]
+    assert patient.assert_clean(MOVER) == target
+    patient.assert_nobody_noticed()
+
+
+def test_i1_a_source_that_loses_its_power_then_keeps_no_definition(patient: Cluster) -> None:
+    """libvirt never came to its Confirm: what is still defined there is removed once the host is back."""
+    source, target, asked = lose_answer(patient)
+    patient.ctl.lab("cut", source)
+    operation = patient.operations(kind="migrate", subject=MOVER)[0]["id"]
+    waits = patient.ended(operation)
+    assert waits["state"] == "parked", waits
+    assert f"its definition may still be on {source}" in waits["reason"]
+    assert f"power {source} on" in waits["remedy"]
+    patient.ctl.lab("net", target, "--heal")
+    patient.ctl.lab("power", source, "on")
+    ended = patient.finished(operation)
+    asked.communicate(timeout=30)
+    assert ended["state"] == "done", ended
+    assert f"{source} lost its power in the switch-over" in ended["reason"]
+    patient.settle()
     assert patient.assert_clean(MOVER) == target
     patient.assert_nobody_noticed()
