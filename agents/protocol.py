@@ -213,6 +213,9 @@ class MigrateDomain:
 
     The agent watches the replication of `volumes` to `handover.peer_node` and aborts when it breaks (I7).
     Both are optional because ledgers hold rows from before they existed: those are not watched.
+
+    `under_way`: begin nothing. An earlier attempt was given up while libvirt's job went on: follow that job
+    as an agent that restarts does, and abort it at once if it is `unwanted`.
     """
 
     uuid: str
@@ -225,6 +228,8 @@ class MigrateDomain:
     deadline_s: Seconds = 3600.0  # asked to abort after that
     volumes: tuple[AnyVolume, ...] = ()
     handover: Handover | None = None
+    under_way: bool = False
+    unwanted: bool = False
     kind: Literal["migrate-domain"] = "migrate-domain"
 
 

@@ -111,8 +111,12 @@ async def adopt(
     *,
     control: Control,
     pace: Pace,
+    why: str,
 ) -> Ended:
-    """Follow a migration begun by a former life of this agent until its job ends. Always raises Unknown."""
+    """Follow a migration that another attempt, or a former life of this agent, began, until its job ends.
+
+    `why`: in words, for whoever looks at both hosts then. Always raises Unknown.
+    """
     mirror = Mirror(command, drivers, look_s=pace.mirror_look_s)
     switch_over = SwitchOver(command, hypervisor, streams, control=control, patience_s=pace.switch_over_s)
     watch = _Watch(command, hypervisor, mirror, switch_over, control=control, pace=pace)
@@ -121,7 +125,7 @@ async def adopt(
     finally:
         watch.close()
     control.latest = await watch.final_figures()  # if it moved, the daemon still learns its downtime
-    raise Unknown(*watch.what_was_done, "the agent restarted while this migration ran: look at both hosts")
+    raise Unknown(*watch.what_was_done, f"{why}: look at both hosts")
 
 
 class _Watch:

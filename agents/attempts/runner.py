@@ -274,13 +274,26 @@ class Attempts:
     async def _adopt(self, live: Live) -> Ended:
         command = live.attempt.command
         if isinstance(command, MigrateDomain):
-            return await adopt(
-                command, self._hypervisor, self._drivers, self._streams, control=live.control, pace=self._pace
-            )
+            return await self._follow(command, live.control, "the agent restarted while this migration ran")
         return Ended(outcome=Outcome.UNKNOWN, reasons=("the agent restarted while this ran",))
+
+    async def _follow(self, command: MigrateDomain, control: Control, why: str) -> Ended:
+        if command.unwanted:
+            control.abort.set()
+        return await adopt(
+            command,
+            self._hypervisor,
+            self._drivers,
+            self._streams,
+            control=control,
+            pace=self._pace,
+            why=why,
+        )
 
     async def _do(self, live: Live) -> Ended:  # noqa: PLR0911 - a table
         match live.attempt.command:
+            case MigrateDomain(under_way=True) as command:
+                return await self._follow(command, live.control, "this migration was taken up on its way")
             case MigrateDomain() as command:
                 return await migrate(
                     command,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from agents.protocol import Outcome
+from agents.protocol import MigrateDomain, Outcome
 from migrd.sagas.commands import Abort, Call, Follow, SagaCommand
 from migrd.sagas.events import CANCELLED, Answered
 from migrd.sagas.guest_move import (
@@ -88,6 +88,19 @@ def follow(state: MigrateState, after_s: float) -> Result:
     if state.cancelled or state.going_back:
         return waiting, (Abort(host=stay.host, step=stay.step, attempt=attempt), stay)
     return waiting, (stay,)
+
+
+def take_up(state: MigrateState) -> Result:
+    """libvirt's job goes on though its attempt is over: an attempt of its own watches it to its end.
+
+    Whoever gave up the first one could not see the job, or could not end it: the second time it is aborted.
+    """
+    unwanted = state.cancelled or state.going_back or state.tries > 0
+    counted = replace(state, tries=state.tries + 1, failures=state.failures + 1, back_to=None)
+    entered, (call,) = enter(counted, Stage.MIGRATE, backoff_s(state.tries))
+    assert isinstance(call, Call)
+    assert isinstance(call.command, MigrateDomain)
+    return entered, (replace(call, command=replace(call.command, under_way=True, unwanted=unwanted)),)
 
 
 def advance(state: MigrateState, stage: Stage) -> Result:

@@ -7,10 +7,9 @@ from dataclasses import replace
 
 from agents.protocol import Observation
 from migrd.reconcile import Pair, SideView, Verdict, verdict
-from migrd.sagas.commands import Abort
 from migrd.sagas.compare import open_windows, reasons_apart
 from migrd.sagas.events import Looked
-from migrd.sagas.guest_move import MAX_TRIES, MAX_TRIES_BOUND, backoff_s
+from migrd.sagas.guest_move import MAX_FAILURES, MAX_TRIES, MAX_TRIES_BOUND, backoff_s
 from migrd.sagas.migrate_moves import (
     Result,
     enter,
@@ -20,6 +19,7 @@ from migrd.sagas.migrate_moves import (
     next_needed,
     park,
     start_back,
+    take_up,
 )
 from migrd.sagas.migrate_state import (
     BACK,
@@ -37,7 +37,6 @@ MOVED = (COMMIT_POINT, Verdict.STOPPED_ON_TARGET)
 ALARMS = (Verdict.BOTH_RUNNING, Verdict.WITHOUT_DISK, Verdict.UNEXPECTED)
 LEFTOVER_LOOKS = 5  # libvirt removes its own incoming domain within a second or so
 UNKNOWN_LOOKS = 8  # with back-off: about two minutes
-JOB_LOOK_S = 2.0
 HEALTH_LOOKS = 10
 
 # verdict -> (what is wrong, what the operator can do before `op resume`)
@@ -93,7 +92,7 @@ def decide(state: MigrateState, event: Looked) -> Result:
 
 
 def _verdict(state: MigrateState, pair: Pair) -> Verdict:
-    """A source that is shut off because we ended its QEMU, or it lost its power, after the guest had moved."""
+    """Shut off on the source because QEMU or power ended there after the guest had moved: it did not stop."""
     found = verdict(pair)
     left = state.source_ended or (state.committed and not state.source_clean)
     if left and found is Verdict.STOPPED_ON_SOURCE:
@@ -138,14 +137,9 @@ def _leftover(state: MigrateState, found: Verdict) -> Result:
 def _copying(state: MigrateState, found: Verdict) -> Result:
     if state.migrate_open:
         return follow(state, backoff_s(state.tries))
-    # The attempt is over for the agent (it restarted), yet libvirt's job goes on: watch it to its end.
-    if state.looks * JOB_LOOK_S > state.request.deadline_s or not state.issued(Stage.MIGRATE):
+    if state.failures >= MAX_FAILURES or not state.issued(Stage.MIGRATE):
         return _stuck(state, found)
-    stayed, commands = look_again(state, JOB_LOOK_S)
-    if (state.cancelled or state.going_back) and state.looks == 1:
-        stop = Abort(host=state.request.source, step=Stage.MIGRATE, attempt=state.attempts[Stage.MIGRATE])
-        return stayed, (stop, *commands)
-    return stayed, commands
+    return take_up(state)
 
 
 def _switching(state: MigrateState, found: Verdict) -> Result:
@@ -377,8 +371,8 @@ def verify_back(state: MigrateState, event: Looked) -> Result:
         if still_open:
             return _close_again(state, still_open, Stage.CLOSE_BACK)
         return replace(state, stage=Stage.UNDONE), ()
-    if found in (COMMIT_POINT, Verdict.STOPPED_ON_TARGET):
-        # The network held a migrate request back until all was undone. It has moved: that is what counts.
+    if found in MOVED or (found is Verdict.COPYING and state.issued(Stage.MIGRATE)):
+        # The network held a migrate request back until all was undone. What counts is that it moves, or has.
         return look(state, Stage.RECONCILE)
     return _stuck(state, found) if found in ALARMS else _wait(state, found)
 

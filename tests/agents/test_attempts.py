@@ -202,6 +202,34 @@ async def test_i16_a_migration_is_adopted_after_a_restart_and_left_to_observatio
         assert reborn.calls == ["downtime u 300"]
 
 
+async def test_i7_a_migration_whose_attempt_was_given_up_is_taken_up_and_not_begun_again(
+    start: StartWorld,
+) -> None:
+    hypervisor = FakeHypervisor(running("u", job=True))
+    hypervisor.set_job("u", Job(outgoing=True, progress=MigrationProgress()))
+    async with start(hypervisor) as world:
+        report = await world.client.submit(attempt(move(under_way=True)))
+        assert report.outcome is Outcome.RUNNING
+        await asyncio.sleep(0.1)
+        hypervisor.set_job("u", None)
+        report = await world.client.wait("op", "s", 1, 10)
+        assert report.outcome is Outcome.UNKNOWN
+        assert report.reasons == ("this migration was taken up on its way: look at both hosts",)
+        assert hypervisor.calls == ["downtime u 300"]
+
+
+async def test_i16_one_that_nobody_wants_any_more_is_aborted_when_it_is_taken_up(start: StartWorld) -> None:
+    hypervisor = FakeHypervisor(running("u", job=True))
+    hypervisor.set_job("u", Job(outgoing=True, progress=MigrationProgress()))
+    async with start(hypervisor) as world:
+        await world.client.submit(attempt(move(under_way=True, unwanted=True)))
+        await asyncio.sleep(0.1)
+        assert "abort u" in hypervisor.calls
+        hypervisor.set_job("u", None)
+        report = await world.client.wait("op", "s", 1, 10)
+        assert report.reasons[0] == "aborted on request"
+
+
 # -- sweep and shutdown ------------------------------------------------------------------------------
 
 

@@ -134,7 +134,15 @@ async def test_an_agent_that_has_restarted_obeys_the_order_too() -> None:
     hypervisor.set_job("u", Job(outgoing=True, progress=MigrationProgress()))
     control = Control()
     following = asyncio.create_task(
-        adopt(COMMAND, hypervisor, {}, FakeStreams(), control=control, pace=Pace(poll_s=0.02, figures_s=0.0))
+        adopt(
+            COMMAND,
+            hypervisor,
+            {},
+            FakeStreams(),
+            control=control,
+            pace=Pace(poll_s=0.02, figures_s=0.0),
+            why="taken up",
+        )
     )
     await asyncio.sleep(0.1)
     assert control.progress is not None

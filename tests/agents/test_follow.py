@@ -27,7 +27,7 @@ async def follow(
     command = MigrateDomain(uuid="u", target_uri="a", target_address="b", deadline_s=deadline_s)
     with pytest.raises(Unknown) as caught:
         async with asyncio.timeout(5):
-            await adopt(command, hypervisor, {}, FakeStreams(), control=control, pace=PACE)
+            await adopt(command, hypervisor, {}, FakeStreams(), control=control, pace=PACE, why="taken up")
     return tuple(caught.value.reasons)
 
 
@@ -40,7 +40,7 @@ def with_job(job: Job) -> FakeHypervisor:
 async def test_a_job_of_another_kind_is_neither_waited_for_nor_aborted() -> None:
     hypervisor, control = with_job(ARRIVAL), Control()
     control.abort.set()
-    assert "restarted" in (await follow(hypervisor, control))[0]
+    assert "taken up" in (await follow(hypervisor, control))[0]
     assert hypervisor.calls == []
 
 

@@ -181,7 +181,7 @@ async def test_an_adopted_migration_is_watched_as_well() -> None:
     streams.on_cut = lambda: hypervisor.set_job("u", None)
     with pytest.raises(Unknown) as caught:
         async with asyncio.timeout(5):
-            await adopt(COMMAND, hypervisor, {}, streams, control=Control(), pace=PACE)
+            await adopt(COMMAND, hypervisor, {}, streams, control=Control(), pace=PACE, why="taken up")
     assert "the connection was cut" in caught.value.reasons[0]
 
 

@@ -385,6 +385,12 @@ DEEDS: Mapping[str, Kind] = {
     "lose-answer": Kind(
         do=lambda s, d: s.lose_answer(d.words[0], float(d.words[1])), takes=("guest", "word")
     ),
+    "ignore-aborts": Kind(
+        do=lambda s, d: s.ignore_aborts(d.words[0], float(d.words[1])), takes=("guest", "word")
+    ),
+    "cut-in-switch-over": Kind(
+        do=lambda s, d: s.cut_in_switch_over(*d.words), takes=("guest", "word", "word")
+    ),
     "login": Kind(do=_login, takes=("host", "guest", "word"), undo=_login_works),
     "old-daemon": Kind(do=_old_daemon, undo=_old_daemon_ends),
     "old-migrate": Kind(do=_old_migrate, takes=("guest",)),

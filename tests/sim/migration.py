@@ -53,6 +53,8 @@ class Migration:
         self.lie = False  # the call reports an error although the guest moves
         self.loses_answer_s = 0.0  # how long the link is down, from when the target runs the guest on
         self.switch_s = 0.0  # if it is not to be by chance
+        self.deaf_s = 0.0  # so long libvirt accepts an abort and does not follow it
+        self.cuts = ""  # "source switch", "target confirm", ...: who loses its power in which phase
         self._copy_s = world.between(COPY_S if world.rng.random() < 0.7 else LONG_COPY_S)
         self._began_s = world.loop.time()
         self._incoming: Domain | None = None  # this migration's own, not a later one's
@@ -128,6 +130,7 @@ class Migration:
         pause_s = self.switch_s or self.world.between(SWITCH_S)
         self.downtime_ms = int(pause_s * 1000)
         self.world.later(pause_s, self._switched)
+        self._power_goes(pause_s)
 
     def _switched(self) -> None:
         if self.phase != "switch":
@@ -139,11 +142,20 @@ class Migration:
         self.phase = "confirm"
         self.world.begins_to_execute(self.target, self.uuid, paused_s=self._paused_s)
         self.world.changed(self.target, f"{self.name} runs here now", uuid=self.uuid)
-        self.world.later(self.world.between(CONFIRM_S), self._confirmed)
+        confirm_s = self.world.between(CONFIRM_S)
+        self.world.later(confirm_s, self._confirmed)
+        self._power_goes(confirm_s)
         if self.loses_answer_s:
             self.world.cut_link(self.source, self.target)
             self.world.later(self.loses_answer_s, self.world.heal_link, self.source, self.target)
         self._answer_on_its_way()  # the link may be down already
+
+    def _power_goes(self, within_s: float) -> None:
+        """In the middle of a phase that takes so long."""
+        whose, _, phase = self.cuts.partition(" ")
+        if phase == self.phase:
+            host = self.source if whose == "source" else self.target
+            self.world.later(within_s / 2, self.world.power_off, host, f"in the phase {phase}")
 
     def _lost_writes(self) -> None:
         """Everything the guest wrote on the source must be on the disk that it finds.
@@ -180,7 +192,9 @@ class Migration:
 
     def abort(self) -> str:
         """virDomainAbortJob. Too late from the switch-over on. Has nothing to say: ''."""
-        if self.phase in ("prepare", "copy"):
+        if self.world.loop.time() - self._began_s < self.deaf_s:
+            self.world.agentless.add(self.source)  # no agent can help
+        elif self.phase in ("prepare", "copy"):
             self.broken("migration out job: canceled by client", late=False, code=OPERATION_ABORTED)
         return ""
 
@@ -330,6 +344,8 @@ class Migrations:
         self.lies: set[str] = set()  # guests whose next migration succeeds and is reported as failed
         self.loses_answer_s: dict[str, float] = {}  # guest -> how long: see Migration
         self.switch_s: dict[str, float] = {}  # guest -> how long its next switch-over takes
+        self.deaf_s: dict[str, float] = {}  # guest -> how long libvirt follows no abort of its next migration
+        self.cuts: dict[str, str] = {}  # guest -> whose power goes in its next switch-over: see Migration
         world.link_changed = self.reconsider
 
     def begin(self, uuid: str, source: str, target: str) -> Migration:
@@ -338,6 +354,8 @@ class Migrations:
         self.lies.discard(uuid)
         migration.loses_answer_s = self.loses_answer_s.pop(uuid, 0.0)
         migration.switch_s = self.switch_s.pop(uuid, 0.0)
+        migration.deaf_s = self.deaf_s.pop(uuid, 0.0)
+        migration.cuts = self.cuts.pop(uuid, "")
         migration.begin()
         return migration
 

@@ -308,6 +308,16 @@ class Sim:
         self.migrations.switch_s[self.world.guest(guest).uuid] = for_s
         self.trace.note("fault", guest, f"its next switch-over will take {for_s:.1f} s")
 
+    def ignore_aborts(self, guest: str, for_s: float) -> None:
+        """From its beginning on libvirt does not follow an abort of the guest's next migration."""
+        self.migrations.deaf_s[self.world.guest(guest).uuid] = for_s
+        self.trace.note("fault", guest, f"its next migration will follow no abort for {for_s:.1f} s")
+
+    def cut_in_switch_over(self, guest: str, whose: str, phase: str) -> None:
+        """In the guest's next switch-over "source" or "target" loses its power: see tests.sim.migration."""
+        self.migrations.cuts[self.world.guest(guest).uuid] = f"{whose} {phase}"
+        self.trace.note("fault", guest, f"the {whose} of its next migration will lose power at {phase}")
+
     def lossy(self, host: str, **shares: float) -> None:
         """lose_request, lose_reply, duplicate, late: shares of the messages; delay_s."""
         link = self.network.links[host]
@@ -411,6 +421,8 @@ class Sim:
         self.migrations.lies.clear()
         self.migrations.loses_answer_s.clear()
         self.migrations.switch_s.clear()
+        self.migrations.deaf_s.clear()
+        self.migrations.cuts.clear()
         self.world.boots_not.clear()
         self.network.healed()
         self.daemon.unstall()
