@@ -20,6 +20,7 @@ from migrd.sagas.cold_state import (
 from migrd.sagas.commands import Call, Follow, SagaCommand
 from migrd.sagas.events import CANCELLED, Answered
 from migrd.sagas.guest_move import (
+    FINAL,
     MAX_FAILURES,
     MAX_TRIES,
     MAX_TRIES_BOUND,
@@ -28,6 +29,7 @@ from migrd.sagas.guest_move import (
     backoff_s,
     look_of,
     remedy_of,
+    remedy_of_failure,
     told_with_earlier,
     trouble_of,
 )
@@ -185,7 +187,7 @@ def retry(state: ColdState, failed: Sequence[Answered]) -> Result:
     state = replace(state, open=state.open if lost else None)
     if state.stage in MOVES and not lost and any(a.outcome is Outcome.UNKNOWN for a in failed):
         state = replace(state, unsettled=state.stage)
-    final = any(answer.outcome in (Outcome.REFUSED, Outcome.FAILED) for answer in failed)
+    final = any(answer.outcome in FINAL for answer in failed)
     limit = _limit(state, failed, forward=forward, lost=lost, final=final)
     if forward and not lost and (final or state.tries >= limit or state.failures >= MAX_FAILURES):
         return go_back(state, trouble)
@@ -202,7 +204,9 @@ def _give_up(state: ColdState, failed: Sequence[Answered]) -> Result:
     """Nothing that can be done now brings it further."""
     request = state.request
     if not state.alone:
-        return park(state, state.trouble, waits_for=tuple(state.host(answer.side) for answer in failed))
+        remedy = remedy_of_failure(state.operation, request.name, failed, state.host)
+        waits_for = tuple(state.host(answer.side) for answer in failed)
+        return park(state, state.trouble, remedy=remedy, waits_for=waits_for)
     remedy = ""
     if state.stage is ColdStage.REACQUIRE:
         # The driver does not promote while the peer is silent (I7). A person may know better: the target has

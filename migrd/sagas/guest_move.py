@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
+from agents.protocol import Outcome
 from migrd.sagas.commands import IllegalEvent, Look
 from migrd.sagas.compare import reasons_not_to_hand_over
 from migrd.sagas.events import Answered, ColdRequested, MigrateRequested
 from storage.words import Side
 
+FINAL = (Outcome.REFUSED, Outcome.FAILED)
 PRECHECK_LOOKS = 3
 MAX_TRIES = 4  # of one stage, before the commit point
 MAX_TRIES_BOUND = 8  # of one stage that has to succeed: going back, or after the commit point
@@ -83,6 +85,24 @@ def remedy_of(operation: str, waits_for: Sequence[str]) -> str:
     """The next command of the operator of a parked move (I15), and what to wait for before it."""
     resume = f"migrctl op resume {operation}"
     return f"{resume} once {' and '.join(waits_for)} answers again" if waits_for else resume
+
+
+def remedy_of_failure(
+    operation: str, name: str, failed: Sequence[Answered], host: Callable[[Side], str]
+) -> str:
+    """The next commands when a step that has to succeed did not; "" if its hosts may yet say how it ended.
+
+    It is tried again by itself, ever more rarely; a refusal that stays needs a person at that host.
+    """
+    if any(answer.outcome not in FINAL for answer in failed):
+        return ""
+    hosts = [host(answer.side) for answer in failed]
+    first = f"see to the reason on {' and '.join(hosts)}"
+    if (
+        failed[0].step == "sweep"
+    ):  # what ran there is never swept by itself, and may be what the guest wrote last (I1)
+        first = f"look at {name} on both hosts, and virsh undefine {name} on the one that is to lose it"
+    return f"{first}; then migrctl op resume {operation}"
 
 
 def told_with_earlier(earlier: Sequence[str], told: tuple[str, ...], *, going_back: bool) -> tuple[str, ...]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from agents.protocol import MigrateDomain, Outcome
+from agents.protocol import MigrateDomain
 from migrd.sagas.commands import Abort, Call, Follow, SagaCommand
 from migrd.sagas.events import CANCELLED, Answered
 from migrd.sagas.guest_move import (
+    FINAL,
     MAX_FAILURES,
     MAX_TRIES,
     MAX_TRIES_BOUND,
@@ -17,6 +18,7 @@ from migrd.sagas.guest_move import (
     backoff_s,
     look_of,
     remedy_of,
+    remedy_of_failure,
     told_with_earlier,
     trouble_of,
 )
@@ -166,7 +168,7 @@ def retry(state: MigrateState, failed: Sequence[Answered]) -> Result:
     trouble = trouble_of(failed, state.host)
     state = replace(state, tries=state.tries + 1, failures=state.failures + 1, trouble=trouble)
     forward = state.stage in FORWARD
-    final = any(answer.outcome in (Outcome.REFUSED, Outcome.FAILED) for answer in failed)
+    final = any(answer.outcome in FINAL for answer in failed)
     lost = state.stage is Stage.MIGRATE and state.migrate_open
     if forward and final and not lost:
         return go_back(state, trouble)
@@ -174,10 +176,17 @@ def retry(state: MigrateState, failed: Sequence[Answered]) -> Result:
     if state.tries >= limit or state.failures >= MAX_FAILURES:
         if forward and not lost:
             return go_back(state, trouble)
-        return park(state, trouble, waits_for=tuple(state.host(answer.side) for answer in failed))
+        return _give_up(state, failed)
     # Also while the end of a migrate attempt is not known: its host may have lost its power by now.
     back_to = None if lost else state.stage
     return look(replace(state, back_to=back_to), Stage.RECONCILE, backoff_s(state.tries))
+
+
+def _give_up(state: MigrateState, failed: Sequence[Answered]) -> Result:
+    """Nothing that can be done now brings it further."""
+    remedy = remedy_of_failure(state.operation, state.request.name, failed, state.host)
+    waits_for = tuple(state.host(answer.side) for answer in failed)
+    return park(state, state.trouble, remedy=remedy, waits_for=waits_for)
 
 
 def park(

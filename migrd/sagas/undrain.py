@@ -134,6 +134,8 @@ def _check(state: UndrainState, number: int, after_s: float) -> Result:
 
 
 def _power_acted(state: UndrainState, event: PowerActed) -> Result:
+    if state.cancelled:
+        return _cancelled_at_power(state)
     state = replace(state, phase=Phase.POWER_READ, reasons=(event.reason,) if event.reason else ())
     return state, (ReadPower(host=state.request.host),)
 
@@ -268,6 +270,16 @@ def _cancel(state: UndrainState, _event: CancelRequested) -> Result:
     return settled, (*cancels, *commands)
 
 
+def _cancel_power(state: UndrainState, _event: CancelRequested) -> Result:
+    """Taken note of: the BMC's answer comes first, and nothing is asked of the host after it."""
+    return replace(state, cancelled=True), ()
+
+
+def _cancelled_at_power(state: UndrainState) -> Result:
+    on = f"{state.request.host} may have been switched on; it takes no guests"
+    return replace(state, phase=Phase.UNDONE, reasons=(CANCELLED, on)), ()
+
+
 def _resumed(state: UndrainState, _event: Resumed) -> Result:
     return _from_the_start(state)
 
@@ -283,6 +295,8 @@ def _parked_child_ended(state: UndrainState, event: ChildEnded) -> Result:
 
 def _recovered(state: UndrainState, _event: Recovered) -> Result:
     """Everything asked here is safe to ask again; "on" for a host that is on does nothing."""
+    if state.phase is Phase.POWER_ON and state.cancelled:
+        return _cancelled_at_power(state)
     if state.phase is not Phase.RESTORE:
         return _from_the_start(state)
     commands: list[SagaCommand] = []
@@ -307,6 +321,7 @@ Handler = Callable[[UndrainState, "Event"], Result]
 def _rows() -> dict[tuple[Phase, type], Handler]:
     table: dict[tuple[Phase, type], object] = {
         (Phase.POWER_ON, PowerActed): _power_acted,
+        (Phase.POWER_ON, CancelRequested): _cancel_power,
         (Phase.POWER_READ, PowerRead): _power_read,
         (Phase.WAIT_HOST, HostChecked): _host_checked,
         (Phase.RESTORE, Chosen): _chosen,

@@ -27,6 +27,7 @@ from migrd.sagas.events import (
     Looked,
     MigrateRequested,
     MovedGuest,
+    PowerActed,
     PowerRequested,
     Recovered,
     Resumed,
@@ -143,6 +144,22 @@ def test_a_host_that_takes_guests_again_keeps_doing_so_when_its_undrain_is_cance
     assert undrain.step(restoring, CancelRequested())[0].usable
 
 
+@pytest.mark.parametrize(
+    "phase", [phase for phase in undrain.Phase if not phase.ended and phase is not undrain.COMMIT_POINT]
+)
+def test_an_undrain_is_cancelled_at_every_moment_before_its_host_takes_guests(phase: undrain.Phase) -> None:
+    """While a BMC is asked, its answer is waited for: it may take a minute, and then nothing follows it."""
+    request = UndrainRequested(host="h1", drain="op-1", power_on=True)
+    state = replace(undrain.begin("op", request)[0], phase=phase)
+    state, _ = undrain.step(state, CancelRequested())
+    if phase is undrain.Phase.POWER_ON:
+        assert undrain.step(state, Recovered(epoch=2))[0].phase is undrain.Phase.UNDONE
+        state, commands = undrain.step(state, PowerActed(reason=""))
+        assert commands == ()
+        assert "h1 may have been switched on" in state.reasons[-1]
+    assert state.phase is undrain.Phase.UNDONE
+
+
 def test_an_answer_to_another_question_is_illegal() -> None:
     state, _ = migrate.step(migrate.begin("op", REQUEST), Admitted())
     state, _ = migrate.step(state, looked(DomainState.RUNNING, DomainState.ABSENT))
@@ -228,6 +245,32 @@ def test_what_is_shut_off_on_both_hosts_is_swept_a_few_times_and_then_left_to_a_
         refused += 1
         assert refused <= REFUSED_TRIES
     assert state.reasons == ("the guest was shut down on h1 during the migration", "h2: it ran on this host")
+    assert "virsh undefine db on the one that is to lose it" in state.remedy
+
+
+@pytest.mark.parametrize(
+    ("outcome", "remedy"),
+    [
+        (Outcome.REFUSED, "see to the reason on h2; then migrctl op resume op"),
+        (Outcome.FAILED, "see to the reason on h2; then migrctl op resume op"),
+        (Outcome.UNKNOWN, "migrctl op resume op once h2 answers again"),
+        (Outcome.RETRYABLE, "migrctl op resume op once h2 answers again"),
+    ],
+)
+def test_i15_a_host_that_has_answered_is_not_waited_for_in_words(outcome: Outcome, remedy: str) -> None:
+    state = replace(
+        migrate.begin("op", REQUEST),
+        stage=Stage.RELEASE_TARGET,
+        going_back=True,
+        attempts={Stage.PREPARE: 1, Stage.RELEASE_TARGET: 1},
+        tries=99,
+    )
+    no = Answered(
+        side=Side.TARGET, step=Stage.RELEASE_TARGET, attempt=1, outcome=outcome, reasons=("in use",)
+    )
+    state, _ = migrate.step(state, no)
+    assert (state.stage, state.remedy) == (Stage.PARKED, remedy)
+    assert state.waits_for == ("h2",), "tried again by itself, ever more rarely"
 
 
 def test_a_guest_that_is_paused_after_its_move_is_told() -> None:

@@ -120,7 +120,7 @@ async def _wish(sim: Sim, operation: Operation, *, cancel: bool) -> None:
         return
     if any(f"{host} answers again" in found.remedy for host in sim.bmcs.off_by_migrd):
         await _bring_back_all(sim)  # a cold move began just as the power of its source was about to go
-    if "remove it by hand" in found.reason and found.guest and found.target:
+    if "virsh undefine" in found.remedy and found.guest and found.target:
         sim.world.undefine_by_hand(found.target, found.guest)  # its other definition is on the source
     with contextlib.suppress(Refused):  # it went on by itself meanwhile
         await (sim.cancel(operation.id) if cancel else sim.resume(operation.id))
