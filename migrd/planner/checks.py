@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import assert_never
 
 from agents.protocol import DomainState
 from migrd.model import Cluster, Facts, Guest, Host, HostState
@@ -30,6 +31,15 @@ class Reason:
     remedy: str
 
 
+class Asked(StrEnum):
+    """Who reads the remedies: each command has options of its own, and none helps an operation under way."""
+
+    DRAIN = "drain"
+    MIGRATE = "migrate"
+    MIGRATE_TO = "migrate to"  # to the one host that was named
+    UNDER_WAY = "under way"
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """What the checks look at. `busy`: guest uuid -> what is being done to it. `cold`: without its memory."""
@@ -38,6 +48,7 @@ class Case:
     facts: Facts
     policy: Policy
     busy: Mapping[str, str]
+    asked: Asked
     cold: bool = False
 
 
@@ -71,7 +82,7 @@ def check_state(case: Case, guest: Guest) -> Reasons:
         case DomainState.CRASHED:
             remedy = f"save what you need of it, then virsh destroy {guest.name} and plan again"
         case DomainState.SHUTOFF:
-            remedy = f"only a running guest moves live: virsh start {guest.name}"
+            remedy = f"only a running guest moves live: virsh start {guest.name}, or move it shut off: --cold"
         case DomainState.ABSENT | DomainState.UNKNOWN:
             remedy = f"look at it with virsh domstate {guest.name} --reason on {guest.host}"
     return (Reason(f"the guest is {guest.state}", remedy),)
@@ -104,9 +115,23 @@ def check_busy(case: Case, guest: Guest) -> Reasons:
 
 
 def check_blockers(case: Case, guest: Guest) -> Reasons:
-    remedy = f"change its definition, or shut it down and let it stay: --allow-stop {guest.name}"
+    remedy = _instead_of_live(case, guest)
     disks = [volume.reason for volume in guest.volumes if isinstance(volume, OtherVolume)]
     return tuple(Reason(text, remedy) for text in dict.fromkeys((*guest.blockers, *disks)))
+
+
+def _instead_of_live(case: Case, guest: Guest) -> str:
+    match case.asked:
+        case Asked.DRAIN:
+            return f"change its definition, or shut it down and let it stay: --allow-stop {guest.name}"
+        case Asked.MIGRATE | Asked.MIGRATE_TO if not any(check(case, guest) for check in _COLD_ONLY):
+            return "change its definition, or let it be shut down for its move: --cold"
+        case Asked.MIGRATE | Asked.MIGRATE_TO:
+            return "change its definition"
+        case Asked.UNDER_WAY:
+            return "change its definition, or shut it down"
+        case _:
+            assert_never(case.asked)
 
 
 def check_cold_blockers(case: Case, guest: Guest) -> Reasons:
@@ -165,6 +190,9 @@ GUEST_CHECKS: tuple[tuple[GuestCheck, Holds], ...] = (
     (check_other_instances, Holds.BOTH),
     (check_source_volumes, Holds.BOTH),
 )
+
+
+_COLD_ONLY = tuple(check for check, holds in GUEST_CHECKS if holds is Holds.COLD)
 
 
 # -- can it go to this target --------------------------------------------------------------------
@@ -298,7 +326,19 @@ def check_memory(case: Case, guest: Guest, target: Host, room: Room) -> Reasons:
         f"memory: needs {amount(guest.memory_bytes)}, {amount(free)} left "
         f"after a reserve of {amount(reserve)} and the other moves"
     )
-    return (Reason(text, f"free memory on {target.name}, or let some guest stop: --allow-stop NAME"),)
+    return (Reason(text, _for_room(case.asked, target)),)
+
+
+def _for_room(asked: Asked, target: Host) -> str:
+    match asked:
+        case Asked.DRAIN:
+            return f"free memory on {target.name}, or let some guest stop: --allow-stop NAME"
+        case Asked.MIGRATE_TO:
+            return f"free memory on {target.name}, or choose another host: --to HOST"
+        case Asked.MIGRATE | Asked.UNDER_WAY:  # every other host has been judged
+            return f"free memory on {target.name}"
+        case _:
+            assert_never(asked)
 
 
 # -- the list, as a whole ------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from agents.protocol import DomainState
 from migrd.model import Blocker, Choice, Cluster, Facts, Guest, Host, HostState, Move, Plan, Promise
 from migrd.planner import estimate, verdicts
-from migrd.planner.checks import Case, Reason, guest_reasons, may_be_stopped
+from migrd.planner.checks import Asked, Case, Reason, guest_reasons, may_be_stopped
 from migrd.planner.place import Options, options, place, verdicts_of
 from migrd.planner.policy import Policy
 from migrd.planner.room import Room
@@ -36,7 +36,7 @@ def plan_drain(
     `continuing`: a drain plans again for the host that it is draining itself.
     `among`: a shortlist; what is refused or stopped with it is not known of the hosts left out.
     """
-    case = Case(cluster, facts, policy, busy or {})
+    case = Case(cluster, facts, policy, busy or {}, Asked.DRAIN)
     here = sorted(cluster.guests_on(host), key=lambda guest: guest.uuid)
     refusals = _host_refusals(cluster, host, continuing)
     if host not in cluster.hosts:
@@ -89,7 +89,8 @@ def plan_migrate(
     rests = cold and found.state in _STAYS
     if rests:
         found = replace(found, memory_bytes=0)  # it is not started, so it asks for none
-    case = Case(cluster, facts, policy, busy or {}, cold)
+    asked = Asked.MIGRATE if to is None else Asked.MIGRATE_TO
+    case = Case(cluster, facts, policy, busy or {}, asked, cold)
     candidates = _others(cluster, found.host, among if to is None else (to,))
     choice = _choose(case, found, candidates, policy, promises)
     if choice.move is None:
@@ -120,7 +121,7 @@ def choose_target(
     if found is None:
         gone = Blocker(guest=guest, name="", target="", reason="it is on no host", remedy="see migrctl vms")
         return Choice(move=None, blockers=(gone,))
-    case = Case(cluster, facts, policy, busy or {})
+    case = Case(cluster, facts, policy, busy or {}, Asked.UNDER_WAY)
     left_out = set(exclude)
     candidates = [each for each in _others(cluster, found.host, among) if each.name not in left_out]
     return _choose(case, found, candidates, policy, promises)

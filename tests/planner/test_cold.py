@@ -9,7 +9,7 @@ import pytest
 
 from agents.protocol import DomainState
 from migrd.model import Cluster, Facts, Guest, HostState, Plan
-from migrd.planner import plan_migrate, questions_for
+from migrd.planner import choose_target, plan_drain, plan_migrate, questions_for
 from migrd.planner.checks import GUEST_CHECKS, TARGET_CHECKS
 from storage.words import Health, Role
 from tests.planner.build import (
@@ -61,6 +61,54 @@ def test_what_holds_only_for_memory_and_cpu_in_use() -> None:
     assert "cache mode" in said
     assert "avx512" in said
     assert plan(of, no_cpu).blockers == ()
+
+
+def remedies(plan: Plan) -> str:
+    return "; ".join(blocker.remedy for blocker in plan.blockers)
+
+
+STUCK = ("disk vda uses cache mode writeback",)
+
+
+@pytest.mark.parametrize(
+    ("more", "cold_helps"),
+    [
+        ({}, True),
+        ({"persistent": False}, False),
+        ({"cold_blockers": None}, False),
+        ({"cold_blockers": ("host USB device 1d6b:0002 is passed through",)}, False),
+        ({"volumes": (local("/var/a.img"),)}, False),
+    ],
+)
+def test_a_refused_migrate_names_cold_where_that_helps(more: dict[str, Any], cold_helps: bool) -> None:
+    refused = remedies(plan(two(cold_guest(blockers=STUCK, **more)), cold=False))
+    assert ("--cold" in refused) is cold_helps
+    assert "--allow-stop" not in refused, "only a drain has it"
+
+
+def test_a_guest_that_is_shut_off_moves_with_cold() -> None:
+    assert "--cold" in remedies(plan(two(cold_guest(state=DomainState.SHUTOFF)), cold=False))
+
+
+def test_what_helps_without_room_depends_on_what_was_asked() -> None:
+    """`--to` helps where one host was judged; where all were, no option of a single move does."""
+    full = two(cold_guest(), gib=1)
+    facts = all_yes(full)
+    assert "--to" in remedies(plan_migrate(full, "uuid-a", "h2", facts, POLICY))
+    assert "--" not in remedies(plan_migrate(full, "uuid-a", None, facts, POLICY))
+    assert "--allow-stop NAME" in remedies(plan_drain(full, "h1", facts, POLICY))
+
+
+def test_no_option_can_be_added_to_an_operation_under_way() -> None:
+    for of in (two(cold_guest(blockers=STUCK)), two(cold_guest(), gib=1)):
+        found = choose_target(of, "uuid-a", all_yes(of), POLICY).blockers
+        assert found
+        assert not any("--" in blocker.remedy for blocker in found)
+
+
+def test_a_drain_names_the_guest_that_it_could_stop() -> None:
+    of = two(cold_guest(blockers=STUCK))
+    assert "--allow-stop a" in remedies(plan_drain(of, "h1", all_yes(of), POLICY))
 
 
 @pytest.mark.parametrize(
