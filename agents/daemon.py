@@ -21,6 +21,7 @@ from agents.config import AgentConfig, Listen
 from agents.events import Hub
 from agents.inventory import Inventory
 from agents.ledger import Ledger, only_user
+from agents.listening import told_with
 from agents.metrics import AgentCollector, Metrics
 from agents.notify import feed_watchdog, notify, watchdog_s
 from agents.server import Api, metrics_application
@@ -47,7 +48,8 @@ class Running:
 async def serve(config: AgentConfig, tls: ssl.SSLContext, parts: Parts) -> None:
     """Run until SIGTERM or SIGINT.
 
-    Raises what a loop that died raised, LedgerError (another agent runs on it) or OSError (port taken).
+    Raises LedgerError (another agent runs on it), or in an ExceptionGroup ListenError, or what a loop that
+    died raised.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -108,21 +110,27 @@ async def running(config: AgentConfig, tls: ssl.SSLContext, parts: Parts) -> Asy
 async def _http(config: AgentConfig, tls: ssl.SSLContext, api: Api) -> AsyncIterator[tuple[int, int | None]]:
     """Both listeners; yields their ports."""
     async with contextlib.AsyncExitStack() as stack:
-        port = await _listen(stack, api.application(), config.listen, tls)
+        port = await _listen(stack, api.application(), "listen", config.listen, tls)
         metrics_port = None
         if config.metrics_listen is not None:
-            metrics_port = await _listen(stack, metrics_application(api), config.metrics_listen, None)
+            alone = metrics_application(api)
+            metrics_port = await _listen(stack, alone, "metrics_listen", config.metrics_listen, None)
         yield port, metrics_port
 
 
 async def _listen(
-    stack: contextlib.AsyncExitStack, app: web.Application, listen: Listen, tls: ssl.SSLContext | None
+    stack: contextlib.AsyncExitStack,
+    app: web.Application,
+    key: str,
+    listen: Listen,
+    tls: ssl.SSLContext | None,
 ) -> int:
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S, keepalive_timeout=75.0)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     site = web.TCPSite(runner, listen.address, listen.port, ssl_context=tls, reuse_address=True)
-    await site.start()
+    with told_with(key, f"{listen.address} port {listen.port}"):
+        await site.start()
     return int(runner.addresses[0][1])
 
 

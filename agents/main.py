@@ -14,6 +14,7 @@ import structlog
 from agents.config import DEFAULT_PATH, AgentConfig, load_agent
 from agents.daemon import serve
 from agents.ledger import LedgerError
+from agents.listening import only_listen_error
 from agents.log import set_up
 from agents.toml_config import ConfigError
 from agents.wiring import real_parts
@@ -23,7 +24,7 @@ EXIT_USAGE = 2
 
 
 def main() -> None:
-    """Console script. Exit 0 after SIGTERM, 1 when a loop died (systemd starts it again), 2 bad config."""
+    """Console script. 0 after SIGTERM, 1 when it cannot go on (systemd starts it again), 2 bad config."""
     sys.exit(run(sys.argv[1:]))
 
 
@@ -53,8 +54,12 @@ def run(argv: list[str]) -> int:
     except (OSError, LedgerError) as error:
         log.error("agent cannot run", error=str(error))  # noqa: TRY400 - the message says all
         return EXIT_FAILED
-    except ExceptionGroup:
-        log.exception("a background loop died")
+    except ExceptionGroup as group:
+        taken = only_listen_error(group)
+        if taken is None:
+            log.exception("a background loop died")
+        else:
+            log.error("agent cannot run", error=str(taken))  # noqa: TRY400 - the message says all
         return EXIT_FAILED
     return 0
 

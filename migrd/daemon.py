@@ -31,7 +31,7 @@ SETTLE_S = 15.0  # hosts that have neither answered nor failed by then are repor
 async def serve(loaded: Loaded, version: str) -> None:
     """Run until SIGTERM or SIGINT. Operations stay journalled and are resumed by the next start.
 
-    Raises JournalError, OSError (address taken), or what a loop that died raised, in an ExceptionGroup.
+    Raises JournalError, or in an ExceptionGroup ListenError or what a loop that died raised.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import structlog
 
+from agents.listening import only_listen_error
 from agents.log import set_up
 from agents.toml_config import ConfigError
 from migrd.config import DEFAULT_PATH, load_daemon
@@ -62,8 +63,12 @@ def run(argv: list[str]) -> int:
     except (OSError, JournalError) as error:
         log.error("daemon cannot run", error=str(error))  # noqa: TRY400 - the message says all
         return EXIT_FAILED
-    except ExceptionGroup:
-        log.exception("a background loop died")
+    except ExceptionGroup as group:
+        taken = only_listen_error(group)
+        if taken is None:
+            log.exception("a background loop died")
+        else:
+            log.error("daemon cannot run", error=str(taken))  # noqa: TRY400 - the message says all
         return EXIT_FAILED
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 from agents.config import AgentConfig, load_agent
 from agents.ledger import only_user
+from agents.listening import ListenError, only_listen_error
 from agents.notify import notify, watchdog_s
 from agents.toml_config import ConfigError, parse
 from tests.agents.conftest import Certificates
@@ -185,12 +187,36 @@ def test_a_second_agent_touches_nothing_of_the_first(tmp_path: Path, certificate
     assert "in use by another migrd-agent: only one may run" in done.stderr
 
 
-def test_a_taken_port_ends_the_command(tmp_path: Path, certificates: Certificates) -> None:
+def last_words(log: str) -> dict[str, object]:
+    """The last line, without its time."""
+    found: dict[str, object] = json.loads(log.splitlines()[-1])
+    return {key: value for key, value in found.items() if key != "timestamp"}
+
+
+@pytest.mark.parametrize("key", ["listen", "metrics_listen"])
+def test_a_taken_port_ends_the_command_with_one_line(
+    tmp_path: Path, certificates: Certificates, key: str
+) -> None:
+    """No traceback of a loop that died: none did."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        path = written(tmp_path, certificates, port=taken.getsockname()[1])
+        port = taken.getsockname()[1]
+        path = written(tmp_path, certificates, port=port if key == "listen" else 0)
+        if key == "metrics_listen":
+            path.write_text(path.read_text() + f'[{key}]\naddress = "127.0.0.1"\nport = {port}\n')
         done = run_agent("--config", str(path))
     assert done.returncode == 1
-    assert "address already in use" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert last_words(done.stderr) == {
+        "event": "agent cannot run",
+        "error": f"{key}: cannot listen on 127.0.0.1 port {port}: Address already in use",
+        "level": "error",
+    }
+
+
+def test_a_loop_that_died_meanwhile_is_not_passed_over() -> None:
+    taken = ListenError("listen", "::1 port 1", OSError(errno.EADDRINUSE, "in use"))
+    assert only_listen_error(ExceptionGroup("tasks", [taken])) is taken
+    assert only_listen_error(ExceptionGroup("tasks", [taken, RuntimeError("a bug")])) is None
 
 
 def test_notify_without_systemd_does_nothing(tmp_path: Path) -> None:

@@ -118,6 +118,22 @@ async def test_never_two_on_one_journal(daemon: Daemon) -> None:
     assert (await daemon.get("/healthz"))[0] == 200
 
 
+async def test_a_taken_address_ends_it_with_one_line(daemon: Daemon) -> None:
+    """No traceback of a loop that died: none did."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        config = daemon.folder / "migrd.toml"
+        config.write_text(config.read_text().replace(f"unix:{daemon.socket}", address))
+        process = daemon.start()
+        _, log = await asyncio.to_thread(process.communicate, None, DEADLINE_S)
+    assert process.returncode == 1
+    last = json.loads(log.splitlines()[-1])
+    assert (last["event"], last["level"]) == ("daemon cannot run", "error")
+    assert last["error"] == f"api.listen: cannot listen on {address}: Address already in use"
+    assert "Traceback" not in log
+    assert "exception" not in last
+
+
 async def test_killed_and_started_again(daemon: Daemon) -> None:
     """kill -9 leaves a socket and a lock file behind: neither may stop the next start."""
     first = daemon.start()
