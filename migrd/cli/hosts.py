@@ -69,5 +69,5 @@ def _options(words: list[str]) -> dict[str, str]:
     """Raises CliError (usage)."""
     wrong = tuple(f"--bmc-option {word}: must be KEY=VALUE" for word in words if "=" not in word)
     if wrong:
-        raise CliError(Exit.USAGE, wrong[0], wrong)
+        raise CliError(Exit.USAGE, "; ".join(wrong), wrong)
     return {key: value for key, _, value in (word.partition("=") for word in words)}

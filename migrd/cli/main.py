@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -15,8 +14,8 @@ from typer.exceptions import Abort, TyperException
 from migrd.cli import hosts, reads, work
 from migrd.cli.errors import CliError, Interrupted
 from migrd.cli.exits import Exit
-from migrd.cli.fmt import cell
-from migrd.cli.session import DEFAULT_URL, Format, Settings, console, print_json
+from migrd.cli.fmt import cell, plain
+from migrd.cli.session import DEFAULT_URL, Format, Settings, console, leave, print_json
 
 app = typer.Typer(
     name="migrctl",
@@ -97,12 +96,12 @@ def run(argv: Sequence[str]) -> int:
     # `obj`: what is known before the options are read; `settings` puts its own there.
     early = Format.JSON if wants_json(argv) else Format.TEXT
     try:
+        _only_text(argv)
         code = app(args=list(argv), prog_name="migrctl", standalone_mode=False, obj=early)
         if code is not None and code not in {known.value for known in Exit}:
             raise KeyboardInterrupt  # noqa: TRY301 - typer answers 130 for one outside of request and wait
     except BrokenPipeError:
-        # The reader (head, less) has enough. Python must not complain again when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave(sys.stdout)
         return Exit.FAILED
     except CliError as caught:
         error = caught
@@ -113,6 +112,22 @@ def run(argv: Sequence[str]) -> int:
     else:
         return Exit.DONE if code is None else Exit(code)  # None: --help, --version
     return _explain(error, as_json=early is Format.JSON)
+
+
+def _only_text(argv: Sequence[str]) -> None:
+    """Names go into URLs and documents, which are UTF-8. Raises CliError (usage) with every other word."""
+    wrong = tuple(f"argument {plain(word)} is not UTF-8" for word in argv if not _is_utf8(word))
+    if wrong:
+        raise CliError(Exit.USAGE, "; ".join(wrong), wrong)
+
+
+def _is_utf8(word: str) -> bool:
+    """Bytes of an argument that are none arrive as lone surrogates (PEP 383)."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def wants_json(argv: Sequence[str]) -> bool:
@@ -145,7 +160,10 @@ def _explain(error: CliError, *, as_json: bool) -> int:
     if error.hint:
         err.print(cell(error.hint), soft_wrap=True)
     if as_json and not error.document_shown:
-        print_json(error.as_document())
+        try:
+            print_json(error.as_document())
+        except BrokenPipeError:  # the exit code still tells the error
+            leave(sys.stdout)
     return error.code
 
 

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console, RenderableType
@@ -85,11 +85,25 @@ def session(context: typer.Context, output: Format | None) -> Session:
     )
 
 
+def leave(stream: TextIO) -> None:
+    """Its reader (head, less) has enough. Python must not complain again when it closes the stream."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class _Console(Console):
+    """On stderr nobody need read: what goes to stdout, and the exit code, stay as they are."""
+
+    def on_broken_pipe(self) -> None:
+        if not self.stderr:
+            raise BrokenPipeError
+        leave(sys.stderr)
+
+
 def console(*, stderr: bool) -> Console:
     """Names are shown as they are: no markup, no emoji, no guessing of colours in them."""
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     width = None if terminal or "COLUMNS" in os.environ else PIPE_WIDTH
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, width=width, soft_wrap=False)
+    return _Console(stderr=stderr, markup=False, emoji=False, highlight=False, width=width, soft_wrap=False)
 
 
 def last_words() -> None:
@@ -100,7 +114,9 @@ def last_words() -> None:
 def print_json(document: Any) -> None:
     """One document and nothing else on stdout. Nothing may be printed there after it."""
     last_words()
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    # A byte of MIGRD_URL that is no UTF-8 is a lone surrogate: JSON has an escape for it, and no other form.
+    sys.stdout.write(text.encode(errors="backslashreplace").decode() + "\n")
     sys.stdout.flush()
 
 

@@ -73,6 +73,19 @@ class Cli:
     async def run(self, *words: str, **environment: str) -> Ended:
         return await end(await self.start(*words, **environment))
 
+    async def run_without(self, closed: str, *words: str) -> Ended:
+        """Nobody reads what it writes to `closed`, stdout or stderr: the pipe has no other end."""
+        other = {"stdout": "stderr", "stderr": "stdout"}[closed]
+        ours, theirs = os.pipe()
+        os.close(ours)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                MIGRCTL, *words, env=self.environment, **{closed: theirs, other: asyncio.subprocess.PIPE}
+            )
+        finally:
+            os.close(theirs)
+        return await end(process)
+
     async def run_each(self, commands: Iterable[str | Sequence[str]]) -> list[Ended]:
         """All of them, a few at a time: the results in order, what they asked for in any."""
         slots = asyncio.Semaphore(3)
@@ -137,7 +150,7 @@ async def end(process: asyncio.subprocess.Process, interrupt: bool = False) -> E
         with contextlib.suppress(ProcessLookupError):
             process.kill()
     assert process.returncode is not None
-    return Ended(process.returncode, out.decode(), err.decode())
+    return Ended(process.returncode, (out or b"").decode(), (err or b"").decode())
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -34,6 +35,41 @@ async def test_usage_is_2_and_a_document_when_json_was_asked_for(cli: Cli) -> No
         assert "--help" in ended.err, command
     assert document.code == 2
     assert "Did you mean 'drain'" in document.document["detail"]
+
+
+async def test_an_argument_that_is_no_utf_8_is_usage(cli: Cli) -> None:
+    wrong = os.fsdecode(b"h\xff")
+    commands = [("drain", wrong), ("migrate", "web", "--to", wrong), ("-o", "json", "vm", "show", wrong)]
+    for ended in await cli.run_each(commands):
+        assert (ended.code, ended.err) == (2, "migrctl: argument h� is not UTF-8\n")
+    assert ended.document["reasons"] == ["argument h� is not UTF-8"]
+    two = await cli.run("drain", wrong, "--allow-stop", wrong + "2")
+    assert two.err.count("is not UTF-8") == 2
+    assert cli.control.asked == []
+
+
+async def test_an_address_that_is_no_utf_8_can_be_told_as_json(cli: Cli) -> None:
+    ended = await cli.run("-o", "json", "status", MIGRD_URL=os.fsdecode(b"unix:/\xff"))
+    assert (ended.code, ended.document["type"]) == (4, "unreachable")
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+async def test_a_pipe_that_was_closed_does_not_hide_an_error(cli: Cli, closed: str) -> None:
+    """The exit code tells it, and what can still be written is."""
+    await cli.down()
+    ended = await cli.run_without(closed, "-o", "json", "status")
+    assert ended.code == 4
+    if closed == "stdout":
+        assert "Traceback" not in ended.err
+        assert "does not answer" in ended.err
+    else:
+        assert ended.document["type"] == "unreachable"
+
+
+async def test_a_reader_that_has_enough_ends_a_command_quietly(cli: Cli) -> None:
+    for command in (("hosts",), ("-o", "json", "hosts"), ("--help",)):
+        ended = await cli.run_without("stdout", *command)
+        assert (ended.code, ended.err) == (1, ""), command
 
 
 async def test_help_is_0(cli: Cli) -> None:
