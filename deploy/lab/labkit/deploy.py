@@ -13,7 +13,7 @@ import os
 import shutil
 import tarfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -68,15 +68,36 @@ def _api_address(layout: Layout) -> str:
 
 
 def _certificates(layout: Layout) -> Path:
-    """One authority per lab; a certificate per host, one for the daemon, one for its API."""
-    make = str(CHECKOUT / "deploy" / "pki" / "make-certs")
+    """One authority per lab; a certificate per host, one for the daemon, one for its API. May be repeated."""
     pki = layout.dir / "pki"
-    if not (pki / "ca.pem").exists():
-        must([make, "init", str(pki)])
-        must([make, "daemon", str(pki), _api_address(layout), STORAGE_HOST])
-        for host in layout.hosts:
-            must([make, "host", str(pki), host, layout.host_address(host, "management")])
+    there = {file.name for file in pki.iterdir()} if pki.exists() else set()
+    to_make = certificates_to_make(layout, there)
+    # First, so that what an interruption leaves is always missing, never an old file beside a new one.
+    for file in {file for _, files in to_make for file in files}:
+        (pki / file).unlink(missing_ok=True)
+    for (verb, *names), _ in to_make:
+        must([str(CHECKOUT / "deploy" / "pki" / "make-certs"), verb, str(pki), *names])
     return pki
+
+
+def certificates_to_make(layout: Layout, there: Collection[str]) -> list[tuple[list[str], set[str]]]:
+    """Pure: a verb of make-certs with its names, and its files, wherever one of these is not `there`.
+
+    An interrupted deploy leaves some whole and one half-made. make-certs puts whole files in their place, so
+    one that exists is good; but under a new authority nothing that the old one signed is.
+    """
+    wanted: list[tuple[list[str], set[str]]] = [
+        (["init"], {"ca.pem", "ca.key"}),
+        (
+            ["daemon", _api_address(layout), STORAGE_HOST],
+            {"migrd.pem", "migrd.key", "api.pem", "api.key", "token"},
+        ),
+    ]
+    for host in layout.hosts:
+        words = ["host", host, layout.host_address(host, "management")]
+        wanted.append((words, {f"{host}.pem", f"{host}.key"}))
+    new_authority = not {"ca.pem", "ca.key"} <= set(there)
+    return [each for each in wanted if new_authority or not each[1] <= set(there)]
 
 
 def agent_toml(layout: Layout, host: str) -> str:
