@@ -121,10 +121,15 @@ async def test_a_certificate_of_another_authority_is_refused(
 async def test_a_neighbouring_agents_certificate_may_not_command(
     start: StartWorld, certificates: Certificates
 ) -> None:
+    """And the log names it: that name may only be missing from allowed_clients."""
     async with start() as world:
-        status, problem = await raw(world, certificates.neighbour, "GET", "/v1/report")
+        with structlog.testing.capture_logs() as lines:
+            status, problem = await raw(world, certificates.neighbour, "GET", "/v1/report")
         assert (status, problem["type"]) == (403, "forbidden")
         assert auth_failures(world, "name") == 1
+    (line,) = [line for line in lines if line["event"] == "client refused: name not allowed"]
+    assert "h2" in line["names"]
+    assert (line["peer"], line["log_level"]) == ("127.0.0.1", "warning")
 
 
 async def test_the_client_checks_the_agents_name(start: StartWorld, certificates: Certificates) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import structlog
 
 from migrd.operations import OperationState
 from tests.api.conftest import TOKEN, Surface
@@ -132,6 +133,19 @@ async def test_without_the_token_nothing_answers(surface: Surface, header: str |
             assert TOKEN not in document
     assert surface.seen.failures == [reason] * 4
     assert surface.control.asked == []
+
+
+@pytest.mark.parametrize(("header", "reason"), [("", "missing"), ("Bearer not-the-token", "wrong")])
+async def test_i17_a_refused_token_is_logged_with_who_and_what_and_not_itself(
+    surface: Surface, header: str, reason: str
+) -> None:
+    """A wrong one may be the right one of another daemon."""
+    with structlog.testing.capture_logs() as lines:
+        await surface.call("POST", DRAIN, 401, headers={"Authorization": header})
+    (line,) = [line for line in lines if line["event"] == "request refused"]
+    assert (line["reason"], line["path"], line["remote"]) == (f"token {reason}", DRAIN, "127.0.0.1")
+    assert line["log_level"] == "warning"
+    assert "not-the-token" not in str(lines)
 
 
 async def test_the_token_is_asked_for_before_the_body_is_read(surface: Surface) -> None:
