@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,20 +23,43 @@ def kept() -> list[int]:
     return [int(line) for line in lines if line]
 
 
-def first_fresh() -> int:
-    """The same in every worker of one test run, fresh in the next one."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
-    return random.Random(run).randrange(1 << 40)
-
-
 @pytest.mark.parametrize("batch", range(BATCHES))
-def test_fresh_seeds(batch: int) -> None:
+def test_fresh_seeds(batch: int, first_seed: int) -> None:
     size = FRESH_RUNS // BATCHES
-    first = first_fresh() + batch * size
+    first = first_seed + batch * size
     print(f"first seed {first}, {size} runs")
     for seed in range(first, first + size):
         verdict = run_seed(seed)
         assert not verdict.failure, verdict.failure
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_the_first_fresh_seed_is_told_although_all_pass(workers: str) -> None:
+    """In a run of its own, with one seed a batch: what -rP shows of the batches is what the summary says."""
+    argv = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-rP",
+        "-n",
+        workers,
+        "tests/sim/test_seeds.py",
+        "-k",
+        "fresh_seeds",
+    ]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    said = subprocess.run(
+        argv,
+        cwd=REPOSITORY,
+        env={**environment, "SIM_FRESH_RUNS": str(BATCHES)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    told = re.findall(r"^fresh seeds: the first one was (\d+)$", said, re.MULTILINE)
+    used = sorted(int(seed) for seed in re.findall(r"^first seed (\d+), 1 runs$", said, re.MULTILINE))
+    assert used == [int(told[0]) + batch for batch in range(BATCHES)]
 
 
 def test_kept_seeds() -> None:
