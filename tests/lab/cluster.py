@@ -223,6 +223,12 @@ class Cluster:
         words = ("systemctl", "kill", "--kill-whom=main", "-s", "KILL", unit)
         until(f"{unit} on {host} to kill", lambda: self.ctl.sh(host, *words).rc == 0, deadline_s=60)
 
+    def clock_s(self, host: str) -> float:
+        """What this host takes for the time, as its daemon writes it down."""
+        done = self.ctl.sh(host, "date", "+%s.%N")
+        assert done.rc == 0, done.err
+        return float(done.out)
+
     # -- what must be true ----------------------------------------------------------------------
 
     def look(self, *hosts: str) -> dict[str, reading.Look]:

@@ -27,15 +27,19 @@ def test_daemon_killed_at_ten_random_instants_of_a_drain(cluster: Cluster) -> No
     asked = cluster.in_background("drain", "h1")
     cluster.copying(*guests)  # the first move is on its way
     operation = cluster.operations(kind="drain", subject="h1")[0]["id"]
+    killed_at_s = []
     for _ in range(KILLS):
         if dice.random() < STARTED:
             until("migrd answers", lambda: cluster.migrctl("status").rc == 0, deadline_s=60)
         time.sleep(dice.uniform(0.0, 3.0))
         cluster.kill("s1", "migrd")
+        killed_at_s.append(cluster.clock_s("s1"))
     cluster.settle()
     ended = cluster.finished(operation)
     asked.communicate(timeout=60)
     assert ended["state"] == "done", ended
+    # The daemon's own clock, read after each kill: a drain that ended before it was not met by it.
+    assert sum(at_s < ended["ended_at_s"] for at_s in killed_at_s) == KILLS, (killed_at_s, ended)
     assert "h1" not in cluster.assert_all_clean(*guests).values()
     cluster.settle()
     assert cluster.host("h1")["state"] == "drained"
