@@ -259,6 +259,17 @@ async def test_logout_only_after_qemu_is_gone(host):
     assert host.calls == []
 
 
+async def test_i6_a_lun_has_no_window_that_could_be_left_open(host):
+    """Nothing is set when a move opens its window, so nothing is there to be forgotten by a crash."""
+    host.login()
+    driver = host.driver()
+    for side in (SOURCE, TARGET):
+        assert await driver.open_window(volume(), side) is None
+        assert not (await driver.inspect(volume())).dual_primary_allowed
+        await driver.close_window(volume(), side, None)
+    assert host.calls == []
+
+
 async def test_a_session_with_another_lun_is_not_logged_out(host):
     host.login()
     with pytest.raises(Retryable, match="still there"):  # the fake kernel ignores the write to `delete`

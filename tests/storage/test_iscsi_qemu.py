@@ -116,6 +116,14 @@ async def test_on_the_source_an_existing_secret_is_left_alone(host):
     assert store.found["lab"] == b"hush-hush-hush"
 
 
+async def test_i6_a_lun_has_no_window_that_could_be_left_open(host):
+    driver, tools, store, _ = host
+    assert await driver.open_window(VOLUME, HANDOVER) is None
+    await driver.close_window(VOLUME, HANDOVER, None)
+    assert (tools.calls, store.found) == ([], {})
+    assert not (await driver.inspect(VOLUME)).dual_primary_allowed
+
+
 async def test_no_credential_means_refused_and_nothing_touched(host):
     driver, tools, store, directory = host
     (directory / "a.toml").unlink()
