@@ -154,7 +154,7 @@ def test_an_undrain_is_cancelled_at_every_moment_before_its_host_takes_guests(ph
     state, _ = undrain.step(state, CancelRequested())
     if phase is undrain.Phase.POWER_ON:
         assert undrain.step(state, Recovered(epoch=2))[0].phase is undrain.Phase.UNDONE
-        state, commands = undrain.step(state, PowerActed(reason=""))
+        state, commands = undrain.step(state, PowerActed(action="on", reason=""))
         assert commands == ()
         assert "h1 may have been switched on" in state.reasons[-1]
     assert state.phase is undrain.Phase.UNDONE
