@@ -354,7 +354,7 @@ def _of_the_source(state: MigrateState) -> tuple[str, ...]:
             f"the answer of {target} was lost in the switch-over: the QEMU left on {source} was told to end",
         )
     if state.issued(Stage.UNDEFINE_SOURCE):
-        return (f"{source} lost its power in the switch-over: the guest's definition was removed there",)
+        return (f"libvirt had left the guest's definition on {source}: it was removed there",)
     return ()
 
 

@@ -122,6 +122,8 @@ async def _wish(sim: Sim, operation: Operation, *, cancel: bool) -> None:
         await _bring_back_all(sim)  # a cold move began just as the power of its source was about to go
     if "virsh undefine" in found.remedy and found.guest and found.target:
         sim.world.undefine_by_hand(found.target, found.guest)  # its other definition is on the source
+    if "stop the wrong one by hand" in found.remedy and found.guest:
+        sim.world.end_wrong_one_by_hand(found.source, found.guest)
     with contextlib.suppress(Refused):  # it went on by itself meanwhile
         await (sim.cancel(operation.id) if cancel else sim.resume(operation.id))
 

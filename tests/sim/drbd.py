@@ -38,6 +38,7 @@ class Resource:
     connected: bool = True
     syncing: bool = False
     lost_s: float = 0.0  # when the connection was lost last, on the loop's clock
+    forked: bool = False  # both copies have writes that the other lacks, and nobody could have known in time
     by_hand: bool = False  # an operator allows two primaries, for purposes of his own
     identity: dict[str, str] = field(default_factory=dict)  # host -> another disk's identity (a wrong one)
 
@@ -109,7 +110,7 @@ class Resource:
         if not same and not first.is_behind(second) and not second.is_behind(first):
             first.standalone = second.standalone = True
             return "Split-Brain detected, dropping connection"
-        self.connected = True
+        self.connected, self.forked = True, False
         behind = next((r for r in (first, second) if r.is_behind(self.peer(r.host)) or r.inconsistent), None)
         if behind is not None:
             behind.inconsistent = self.syncing = True

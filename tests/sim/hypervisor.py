@@ -133,6 +133,7 @@ class SimHypervisor:
         )
 
     def _begin(self, uuid: str, target: str) -> str:
+        self._host.world.touched(self._host.name, uuid, "migrate")
         self._host.migrations.begin(uuid, self._host.name, target)
         return ""
 
@@ -156,6 +157,7 @@ class SimHypervisor:
         await self._host.act(f"destroy {uuid[-2:]}", lambda: self._destroy(uuid))
 
     def _destroy(self, uuid: str) -> str:
+        self._host.world.touched(self._host.name, uuid, "destroy")
         host, domain = self._host, self._domain(uuid)
         if domain is None or domain.state is DomainState.SHUTOFF:
             return ""
@@ -172,6 +174,7 @@ class SimHypervisor:
         await self._host.act(f"destroy source {uuid[-2:]}", lambda: self._destroy_outgoing(uuid))
 
     def _destroy_outgoing(self, uuid: str) -> str:
+        self._host.world.touched(self._host.name, uuid, "destroy the source")
         host, domain = self._host, self._domain(uuid)
         if domain is None or domain.state is DomainState.SHUTOFF:
             return ""
@@ -188,6 +191,7 @@ class SimHypervisor:
         await self._host.act(f"undefine {uuid[-2:]}", lambda: self._undefine(uuid))
 
     def _undefine(self, uuid: str) -> str:
+        self._host.world.touched(self._host.name, uuid, "undefine")
         domain = self._domain(uuid)
         running = self._host.migrations.of(uuid, self._host.name)
         if running is not None and running.source == self._host.name:
@@ -246,6 +250,7 @@ class SimHypervisor:
 
     def _shutdown(self, uuid: str) -> str:
         world = self._host.world
+        world.touched(self._host.name, uuid, "shutdown")
         if uuid not in world.consented | world.excused | world.cold.asked:
             world.trace.violate("I5", f"{world.guests[uuid].name} is shut down without consent")
         domain = self._domain(uuid)

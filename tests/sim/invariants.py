@@ -137,6 +137,10 @@ class Invariants:
         guest, source, target = state.request.guest, state.request.source, state.request.target
         if commits and self._world.machines[source].has_process(guest):
             self._violate("I11", f"{operation} is past its commit point, and its QEMU is still on {source}")
+        if (commits and self._world.machines[source].powered) or state.stage is Stage.DONE:
+            for name in self._world.lost_writes(guest, left=source, on=target):
+                if not state.given_up:
+                    self._violate("I7", f"{operation} goes on: writes of {name} are on {source} alone")
         self._slots(operation, state, event)
         if isinstance(event, MigrateRequested):
             parent = self._books.states.get(event.parent)
@@ -244,7 +248,7 @@ class Invariants:
     def _instances(self, uuid: str, event: str) -> None:
         world, name = self._world, self._world.guests[uuid].name
         running = world.where(uuid)
-        if len(running) > 1:
+        if len(running) > 1 and uuid not in world.twice:
             self._violate("I1", f"{name} runs on {' and '.join(running)}", event)
         if running or world.may_be_down(uuid):
             return

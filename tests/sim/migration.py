@@ -4,9 +4,9 @@ prepare -> copy -> switch -> confirm -> ended. Broken before the switch-over it 
 and an incoming QEMU that the target's libvirtd kills when it notices.
 
 The answer that the guest runs on the target can be lost with the link: unheard. It comes when the link heals;
-before that the source's keepalive gives up, and the guest runs there too, unless somebody has ended it. (Real
-libvirt has one more way to go wrong: the target's libvirtd that dies between the two. Its kernel resets the
-connection, and both run at once; nothing above can prevent that.)
+before that the source's keepalive gives up, and the guest runs there too, unless somebody has ended it. A
+libvirtd of the target that dies between the two cannot be helped (`twice`): its kernel resets the connection,
+and both run at once. Whoever sees that has to say so, and touch nothing.
 
 A target that loses its power in the switch-over: QEMU had sent all, and libvirt lets the guest run again, or
 it had not, and is stuck in the kernel with the guest paused, until TCP gives up or somebody cuts the stream.
@@ -54,6 +54,8 @@ class Migration:
         self.loses_answer_s = 0.0  # how long the link is down, from when the target runs the guest on
         self.switch_s = 0.0  # if it is not to be by chance
         self.deaf_s = 0.0  # so long libvirt accepts an abort and does not follow it
+        self.forks = False  # replication breaks in the instant before the guest is paused
+        self.twice = False  # the target's libvirtd dies as soon as the guest runs there
         self.cuts = ""  # "source switch", "target confirm", ...: who loses its power in which phase
         self._copy_s = world.between(COPY_S if world.rng.random() < 0.7 else LONG_COPY_S)
         self._began_s = world.loop.time()
@@ -123,6 +125,8 @@ class Migration:
         if domain.state is DomainState.SHUTDOWN:
             self.broken("the guest shut down", late=False)
             return
+        if self.forks:
+            self._break_replication()
         self.phase = "switch"
         domain.state, domain.reason = DomainState.PAUSED, "migration"
         self._paused_s = self.world.loop.time()
@@ -141,7 +145,13 @@ class Migration:
         domain.job, domain.persistent = "", True
         self.phase = "confirm"
         self.world.begins_to_execute(self.target, self.uuid, paused_s=self._paused_s)
+        if self.twice:
+            self.world.twice.add(self.uuid)
         self.world.changed(self.target, f"{self.name} runs here now", uuid=self.uuid)
+        if self.twice:
+            self._resume_source()
+            self._fail(INTERNAL_ERROR, "End of file while reading data: Input/output error")
+            return
         confirm_s = self.world.between(CONFIRM_S)
         self.world.later(confirm_s, self._confirmed)
         self._power_goes(confirm_s)
@@ -149,6 +159,12 @@ class Migration:
             self.world.cut_link(self.source, self.target)
             self.world.later(self.loses_answer_s, self.world.heal_link, self.source, self.target)
         self._answer_on_its_way()  # the link may be down already
+
+    def _break_replication(self) -> None:
+        """DRBD alone gives the connection up: the last writes are on the source only."""
+        for volume in self.world.guests[self.uuid].volumes:
+            if isinstance(volume, DrbdVolume):
+                self.world.drop_link(self.world.resources[volume.name], "in the instant of the switch-over")
 
     def _power_goes(self, within_s: float) -> None:
         """In the middle of a phase that takes so long."""
@@ -161,19 +177,21 @@ class Migration:
         """Everything the guest wrote on the source must be on the disk that it finds.
 
         As far as anyone could know: the source's agent was there, had a moment to abort the copying, and its
-        libvirt heard that.
+        libvirt heard that. Otherwise both copies go their own ways from here on, and migrd has to say so.
         """
-        if self._here.unheard_aborts:
-            self.world.agentless.add(self.source)
-            return
-        watched_s = max(self.world.watched_since(self.source), self._here.heard_abort_s)
+        here = self._here
+        deaf_until_s = self._began_s + self.deaf_s if self.deaf_s else 0.0
+        heard_s = float("inf") if here.unheard_aborts else max(here.heard_abort_s, deaf_until_s)
+        watched_s = max(self.world.watched_since(self.source), here.libvirt_since_s, heard_s)
         for volume in self.world.guests[self.uuid].volumes:
             if isinstance(volume, DrbdVolume):
                 resource = self.world.resources[volume.name]
-                here, there = resource.mine(self.source), resource.mine(self.target)
+                if resource.mine(self.source).generation == resource.mine(self.target).generation:
+                    continue
                 known_s = self._paused_s - max(resource.lost_s, watched_s)  # no abort helps from then on
-                if here.generation != there.generation and known_s > UNKNOWABLE_S:
+                if known_s > UNKNOWABLE_S:
                     self.world.trace.violate("I7", f"{self.name} lost writes on its way to {self.target}")
+                resource.forked = True
 
     def _confirmed(self) -> None:
         if self.phase != "confirm":
@@ -193,8 +211,8 @@ class Migration:
     def abort(self) -> str:
         """virDomainAbortJob. Too late from the switch-over on. Has nothing to say: ''."""
         if self.world.loop.time() - self._began_s < self.deaf_s:
-            self.world.agentless.add(self.source)  # no agent can help
-        elif self.phase in ("prepare", "copy"):
+            return ""
+        if self.phase in ("prepare", "copy"):
             self.broken("migration out job: canceled by client", late=False, code=OPERATION_ABORTED)
         return ""
 
@@ -345,6 +363,8 @@ class Migrations:
         self.loses_answer_s: dict[str, float] = {}  # guest -> how long: see Migration
         self.switch_s: dict[str, float] = {}  # guest -> how long its next switch-over takes
         self.deaf_s: dict[str, float] = {}  # guest -> how long libvirt follows no abort of its next migration
+        self.forks: set[str] = set()  # guests whose replication breaks right before their next switch-over
+        self.twice: set[str] = set()  # guests whose next switch-over leaves them running on both hosts
         self.cuts: dict[str, str] = {}  # guest -> whose power goes in its next switch-over: see Migration
         world.link_changed = self.reconsider
 
@@ -356,6 +376,9 @@ class Migrations:
         migration.switch_s = self.switch_s.pop(uuid, 0.0)
         migration.deaf_s = self.deaf_s.pop(uuid, 0.0)
         migration.cuts = self.cuts.pop(uuid, "")
+        migration.forks, migration.twice = uuid in self.forks, uuid in self.twice
+        self.forks.discard(uuid)
+        self.twice.discard(uuid)
         migration.begin()
         return migration
 

@@ -111,6 +111,7 @@ def _one(name: str, invariant: str, file: str, old: str, new: str, *, first: int
 
 _MOVES = "migrd/sagas/migrate_moves.py"
 _DRAIN = "migrd/sagas/drain.py"
+_MIGRATE = "migrd/sagas/migrate_verdicts.py"
 _COLD = "migrd/sagas/cold_verdicts.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
@@ -144,7 +145,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         "migrd/sagas/compare.py",
         "        reasons += _fitness(here, hosts[0]) + _fitness(there, hosts[1])\n",
         "",
-        first=75,
     ),
     _one(
         "identities are not compared",
@@ -152,7 +152,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         "migrd/sagas/compare.py",
         "    if here.identity != there.identity:",
         "    if False:",
-        first=130,
     ),
     _one(
         "moved while the source's QEMU still ends",
@@ -358,7 +357,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         "        case Found.RUNS_ON_TARGET if state.cancelled:\n"
         "            return enter(replace(state, going_back=True), ColdStage.RETURN)\n"
         "        case Found.RUNS_ON_TARGET if state.issued(ColdStage.MOVE):\n",
-        first=470,
     ),
     _one(
         "cold: a guest is started at home without its disks",
@@ -366,7 +364,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         "migrd/sagas/cold_moves.py",
         "    return state.down and (state.ran or state.issued(ColdStage.RELEASE))",
         "    return state.down and state.issued(ColdStage.RELEASE)",
-        first=220,
     ),
     _one(
         "cold: a step on the guest is forgotten over a restart",
@@ -381,7 +378,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         "migrd/sagas/migrate_switch_over.py",
         "    return replace(state, source_ended=True), (order,)",
         "    return replace(state, source_ended=True), ()",
-        first=1,
     ),
     _one(
         "the source is ended though the target does not run",
@@ -389,7 +385,65 @@ MUTATIONS: tuple[Mutation, ...] = (
         "migrd/sagas/migrate_switch_over.py",
         "    return pair.source is SideView.PAUSED and _has_run(pair.target, event.target)",
         "    return pair.source is SideView.PAUSED",
-        first=1,
+    ),
+    _one(
+        "a definition that libvirt left on the source stays there",
+        "I1 I15",
+        _MOVES,
+        "            return not state.source_clean\n",
+        "            return False\n",
+    ),
+    _one(
+        "a move is done though its source lost its power before libvirt's Confirm",
+        "I1 I16",
+        _MIGRATE,
+        "    if pair.source is SideView.OFF and not state.source_clean and not state.given_up:\n"
+        "        return _source_off(state)\n",
+        "",
+    ),
+    _one(
+        "a copy that was never seen counts as compared",
+        "I7",
+        _MIGRATE,
+        "proved=state.proved or pair.source is not SideView.OFF)",
+        "proved=True)",
+    ),
+    _one(
+        "a move is committed without comparing the copies",
+        "I7",
+        _MIGRATE,
+        "        if apart:\n            return _diverged(state, apart)\n",
+        "",
+    ),
+    _one(
+        "running on both hosts is taken for moved",
+        "I1 I11",
+        "migrd/reconcile.py",
+        "        case SideView.RUNNING | SideView.PAUSED:\n            return Verdict.BOTH_RUNNING\n",
+        "        case SideView.RUNNING | SideView.PAUSED:\n            return Verdict.MOVED\n",
+    ),
+    _one(
+        "an abort of a dead daemon is obeyed",
+        "I4",
+        "agents/attempts/runner.py",
+        "        await self._ledger.obey(epoch)\n        live = self._live.get(key)\n",
+        "        live = self._live.get(key)\n",
+    ),
+    Mutation(
+        name="nobody watches a migration whose attempt is over",
+        invariant="I7",
+        edits=(  # each of the two guards holds alone
+            Edit(
+                file="agents/attempts/runner.py",
+                old="        if isinstance(command, MigrateDomain):\n            return await self._follow",
+                new="        if False:\n            return await self._follow",
+            ),
+            Edit(
+                file="agents/attempts/runner.py",
+                old="                return await self._follow(",
+                new='                return Ended(outcome=Outcome.UNKNOWN, reasons=("",)) or await self._follow(',
+            ),
+        ),
     ),
     Mutation(
         name="a migration's connection is cut though its target answers",

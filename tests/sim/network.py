@@ -7,6 +7,7 @@ under way belongs to the network, and arrives although its sender has died.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
@@ -128,13 +129,14 @@ class Network:
             self.on_send(read(Attempt, body))
 
     def took(self, host: str, target: str, body: bytes, reply: Reply, *, obeyed: int) -> None:
-        """I4, from outside: a command under an older epoch than one `obeyed` before it came was taken."""
-        if target.partition("?")[0] != "/v1/attempts" or reply.status not in (200, 202):
+        """I4, from outside: an order under an older epoch than one `obeyed` before it came was taken."""
+        path = target.partition("?")[0]
+        if not path.startswith("/v1/attempts") or not body or reply.status not in (200, 202):
             return
-        attempt = read(Attempt, body)
-        if attempt.epoch < obeyed:
-            self.trace.violate("I4", f"{host} took {attempt.operation}/{attempt.step} of a stale epoch")
-        self.obeyed[host] = max(self.obeyed.get(host, 0), attempt.epoch)
+        epoch = int(json.loads(body)["epoch"])
+        if epoch < obeyed:
+            self.trace.violate("I4", f"{host} took an order of a stale epoch: {path} {body[:120]!r}")
+        self.obeyed[host] = max(self.obeyed.get(host, 0), epoch)
 
 
 class Exchange:

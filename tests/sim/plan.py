@@ -11,6 +11,7 @@ from tests.sim.world import GIB
 HEAL_AT_S = 40.0
 COLD = 3  # seeds that leave this when divided by four have cold moves
 UNHEARD = 1  # ... and those switch-overs whose end is not heard of
+AIMED = 2  # ... and those faults that are aimed at one moment of one move
 _KINDS = (
     *(("drbd",),) * 4,
     *(("iscsi",),) * 3,
@@ -85,9 +86,8 @@ def plan(seed: int) -> Plan:
     faults = [deed for _ in range(number) for deed in _fault(rng, hosts, guests, work_s)]
     deeds = sorted((*commands, *faults), key=lambda deed: deed.at_s)
     made = Plan(seed=seed, hosts=hosts, guests=guests, deeds=tuple(deeds), undrain=rng.random() < 0.5)
-    if seed % 4 == COLD:
-        return _with_cold_moves(made)
-    return _with_lost_answers(made) if seed % 4 == UNHEARD else made
+    variant = {COLD: _with_cold_moves, UNHEARD: _with_lost_answers, AIMED: _with_aimed_faults}
+    return variant.get(seed % 4, lambda same: same)(made)
 
 
 def _with_lost_answers(made: Plan) -> Plan:
@@ -103,6 +103,91 @@ def _with_lost_answers(made: Plan) -> Plan:
     calm = tuple(deed for deed in made.deeds if deed.what in _COMMANDS)
     kept = calm if rng.random() < 0.7 else made.deeds
     return replace(made, deeds=(*deeds, *kept), heal_at_s=2 * HEAL_AT_S)
+
+
+def _with_aimed_faults(made: Plan) -> Plan:
+    """On the same cluster one move, and a fault that meets a moment of it which chance hardly ever finds.
+
+    What else was planned comes later, if at all. Dice of their own, as below.
+    """
+    rng = random.Random(f"{made.seed}:aimed")
+    guest = rng.choice(made.guests)
+    to = guest.peer or rng.choice([host for host in made.hosts if host != guest.host])
+    if made.seed % 8 != AIMED:
+        return replace(made, deeds=tuple(_aimed_cold(rng, guest, to)), auto_demote=rng.random() < 0.5)
+    move = Deed(rng.uniform(0.0, 3.0), "migrate", (guest.name, to))
+    later = [replace(deed, at_s=deed.at_s + 20.0) for deed in made.deeds] if rng.random() < 0.3 else []
+    return replace(made, deeds=(*_aimed(rng, made, guest, to), move, *later), heal_at_s=2 * HEAL_AT_S)
+
+
+def _aimed(rng: random.Random, made: Plan, guest: GuestPlan, to: str) -> list[Deed]:
+    copies = (
+        8 if guest.peer else 5 if set(guest.kinds) == {"iscsi-qemu"} else 6
+    )  # rows of the journal by then
+    match rng.choice(("power", "power", "both", "forked", "twice", "deaf", "adopted", "stale")):
+        case "power":
+            moment = (
+                rng.choice(("source", "source", "target")),
+                rng.choice(("switch", "confirm", "confirm")),
+            )
+            return [Deed(0.0, "cut_in_switch_over", (guest.name, *moment))]
+        case "both":  # it moved, and both hosts reboot before anybody has looked
+            return [
+                Deed(0.0, "cut_in_switch_over", (guest.name, "source", "confirm")),
+                Deed(rng.uniform(0.5, 8.0), "cut", (to,), writes=copies),
+            ]
+        case "forked":
+            lost = Deed(0.0, "cut_in_switch_over", (guest.name, "source", "confirm"))
+            return [Deed(0.0, "fork", (guest.name,)), *([lost] if rng.random() < 0.5 else [])]
+        case "twice":
+            return [Deed(0.0, "run_twice", (guest.name,))]
+        case "deaf":
+            return [
+                Deed(0.0, "ignore_aborts", (guest.name, rng.uniform(20.0, 100.0))),
+                Deed(rng.uniform(0.0, 3.0), "cancel_some", writes=copies),
+            ]
+        case "adopted":  # the agent's next life has to watch what the last one began
+            dies_s = rng.uniform(0.1, 1.0)
+            breaks_s = dies_s + rng.uniform(0.5, 3.0)
+            cut = Deed(breaks_s, "cut_replication", (guest.host, to), writes=copies)
+            return [
+                Deed(dies_s, "kill_agent", (guest.host,), writes=copies),
+                Deed(dies_s + 0.2, "start_agent", (guest.host,), writes=copies),
+                *([cut] if guest.peer else []),
+            ]
+        case _:  # an abort of the dead daemon arrives after the new one has spoken
+            return [
+                Deed(0.1, "lossy", (guest.host,), {"late": 0.6}, writes=copies),
+                Deed(rng.uniform(0.2, 1.0), "cancel_some", writes=copies),
+                Deed(1.2, "kill_daemon", writes=copies),
+                Deed(1.3, "unpartition", (guest.host,), writes=copies),
+                Deed(1.4, "start_daemon", writes=copies),
+            ]
+
+
+def _aimed_cold(rng: random.Random, guest: GuestPlan, to: str) -> list[Deed]:
+    """One cold move: what happens to its source, or to the operator's mind, at one of its rows."""
+    at_write, moment_s = rng.randrange(5, 26), rng.uniform(0.0, 0.6)
+    back_s = moment_s + rng.uniform(5.0, 25.0)
+    match rng.choice(("cancel", "silent", "reboot", "both")):
+        case "cancel":
+            faults = [Deed(moment_s, "cancel_some", writes=at_write)]
+        case "silent":
+            faults = [
+                Deed(moment_s, "partition", (guest.host,), writes=at_write),
+                Deed(back_s, "unpartition", (guest.host,), writes=at_write),
+            ]
+        case "reboot":
+            faults = [
+                Deed(moment_s, "cut", (guest.host,), writes=at_write),
+                Deed(back_s, "power_on", (guest.host,), writes=at_write),
+            ]
+        case _:
+            faults = [
+                Deed(moment_s, "cancel_some", writes=at_write),
+                Deed(moment_s + 0.2, "libvirt_down", (rng.choice((guest.host, to)), 8.0), writes=at_write),
+            ]
+    return [*faults, Deed(0.5, "migrate", (guest.name, to), {"cold": True})]
 
 
 def _with_cold_moves(made: Plan) -> Plan:

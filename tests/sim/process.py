@@ -172,7 +172,6 @@ class AgentProcess(Process):
 
     def died(self) -> None:
         self.machine.listeners.clear()
-        self.world.agentless.add(self.machine.name)
         self._net.died(self.machine.name)
 
     def running_attempts(self) -> int:

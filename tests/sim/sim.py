@@ -265,7 +265,6 @@ class Sim:
             self.at(0.5, self.libvirt_down, host, for_s)
             return
         machine.libvirt_up = False
-        self.world.agentless.add(host)
         self.trace.note("fault", host, f"libvirtd is down for {for_s:.1f} s")
         self.migrations.reconsider()
         self.at(for_s, self.libvirt_back, host)
@@ -274,6 +273,7 @@ class Sim:
         machine = self.world.machines[host]
         if machine.booted and not machine.libvirt_up:
             machine.libvirt_up = True
+            machine.libvirt_since_s = self._loop.time()
             self._hitch()
             self.trace.note("fault", host, "libvirtd is back")
             self.migrations.cold.reconsider()
@@ -313,6 +313,16 @@ class Sim:
         self.migrations.deaf_s[self.world.guest(guest).uuid] = for_s
         self.trace.note("fault", guest, f"its next migration will follow no abort for {for_s:.1f} s")
 
+    def run_twice(self, guest: str) -> None:
+        """The guest's next switch-over leaves it running on both hosts: see tests.sim.migration."""
+        self.migrations.twice.add(self.world.guest(guest).uuid)
+        self.trace.note("fault", guest, "its next migration will let it run on both hosts")
+
+    def fork(self, guest: str) -> None:
+        """The guest's replication breaks in the instant before its next switch-over: nobody can help that."""
+        self.migrations.forks.add(self.world.guest(guest).uuid)
+        self.trace.note("fault", guest, "its replication will break right before its next switch-over")
+
     def cut_in_switch_over(self, guest: str, whose: str, phase: str) -> None:
         """In the guest's next switch-over "source" or "target" loses its power: see tests.sim.migration."""
         self.migrations.cuts[self.world.guest(guest).uuid] = f"{whose} {phase}"
@@ -334,7 +344,6 @@ class Sim:
         self.daemon.stall(for_s)
 
     def stall_agent(self, host: str, for_s: float) -> None:
-        self.world.agentless.add(host)
         self.agents[host].stall(for_s)
 
     def window_by_hand(self, guest: str) -> None:
@@ -423,6 +432,8 @@ class Sim:
         self.migrations.switch_s.clear()
         self.migrations.deaf_s.clear()
         self.migrations.cuts.clear()
+        self.migrations.forks.clear()
+        self.migrations.twice.clear()
         self.world.boots_not.clear()
         self.network.healed()
         self.daemon.unstall()
@@ -445,7 +456,8 @@ class Sim:
         wrong = [f"I15: {o.id} {o.kind} {o.subject} is {o.state}: {o.reason}" for o in self.open_operations()]
         for guest in self.world.guests.values():
             hosts = self.where(guest.name)
-            if len(hosts) != 1 and not (self.world.may_be_down(guest.uuid) and not hosts):
+            down = self.world.may_be_down(guest.uuid) and guest.uuid not in self.world.excused
+            if len(hosts) != 1 and not (down and not hosts):
                 wrong.append(f"I16: {guest.name} runs on {hosts or 'no host'}")
             defined = self.world.defined(guest.name)
             if guest.uuid in self.world.off and (hosts or len(defined) != 1):

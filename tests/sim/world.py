@@ -69,6 +69,7 @@ class Machine:
     booted: bool = True  # its operating system is up
     boot: int = 1
     libvirt_up: bool = True
+    libvirt_since_s: float = 0.0  # when it came up last
     domains: dict[str, Domain] = field(default_factory=dict)
     ending: set[str] = field(
         default_factory=set
@@ -109,7 +110,7 @@ class World:
         self._letting_go: dict[tuple[str, str], float] = {}  # (host, volume): since when
         self.boots_not: set[tuple[str, str]] = set()  # (host, guest): its start fails there
         self.auto_demote = True  # DRBD 9: the last close demotes; False, DRBD 8.4: a primary stays one
-        self.agentless: set[str] = set()  # hosts on which, at some time, nobody watched the replication (I7)
+        self.twice: set[str] = set()  # guests that libvirt itself has let run on two hosts
         self.restarted: set[str] = set()  # of those, the ones that somebody has started again since
         self.check: Callable[[str], None] = lambda _what: None
         self.on_power: Callable[[str, bool], None] = lambda _host, _up: None  # its OS is up / all is gone
@@ -232,6 +233,18 @@ class World:
         powered = self.machines[one].powered and self.machines[other].powered
         return powered and frozenset((one, other)) not in self.cut_links
 
+    def lost_writes(self, uuid: str, *, left: str, on: str) -> list[str]:
+        """DRBD resources of the guest whose copy on `left` has writes that the one on `on` lacks."""
+        found = []
+        for volume in self.guests[uuid].volumes:
+            resource = self.resources.get(volume.name)
+            if resource is None or not {left, on} <= set(resource.replicas):
+                continue
+            mine, other = resource.mine(on), resource.mine(left)
+            if other.generation not in (mine.generation, *mine.older):
+                found.append(resource.name)
+        return found
+
     def owner(self, volume_name: str) -> Guest:
         return next(g for g in self.guests.values() if any(v.name == volume_name for v in g.volumes))
 
@@ -254,6 +267,17 @@ class World:
         return self.loop.call_later(delay_s, lambda: what(*args), context=self._context)
 
     # -- domains ---------------------------------------------------------------------------------
+
+    def touched(self, host: str, uuid: str, what: str) -> None:
+        """An agent acts on the guest. Of one that runs twice nobody but a person knows which is right."""
+        if uuid in self.twice:
+            self.trace.violate("I1", f"{self.guests[uuid].name} runs twice, and {host} does: {what}")
+
+    def end_wrong_one_by_hand(self, host: str, uuid: str) -> None:
+        """`virsh destroy` of the instance that a person takes for the wrong one."""
+        if uuid in self.twice:
+            self.twice.discard(uuid)
+            self.end_process(host, uuid, keep=True, reason="destroyed")
 
     def end_process(self, host: str, uuid: str, *, keep: bool, reason: str = "shutdown") -> None:
         """QEMU gets its end; the kernel reaps it a moment later. `keep`: the definition stays."""
@@ -389,7 +413,7 @@ class World:
             if resource is None:
                 continue
             if not resource.connected and 0.0 <= left_s - resource.lost_s < LAST_POLL_S:
-                self.agentless.add(host)  # it broke between the watch's last look and the switch-over
+                resource.forked = True  # it broke between the watch's last look and the switch-over
             if not resource.connected:
                 self._generation += 1
                 resource.wrote_alone(host, self._generation)
@@ -401,6 +425,7 @@ class World:
         if not resource.connected:
             return
         resource.disconnect(self.loop.time())
+        resource.forked |= self.owner(resource.name).uuid in self.twice
         for host in resource.replicas:
             if self.executes(self.machines[host], self.owner(resource.name).uuid):
                 self._generation += 1
@@ -414,8 +439,7 @@ class World:
         if resource.connected or not ready:
             return
         trouble = resource.connect()
-        watched = not self.agentless & {first.host, second.host}
-        if trouble.startswith("Split-Brain") and watched:
+        if trouble.startswith("Split-Brain") and not resource.forked:
             self.trace.violate("I8", f"{resource.name}: split brain")
         self.changed(resource.name, trouble or ("connected, resync" if resource.syncing else "connected"))
         if resource.syncing:
@@ -580,6 +604,7 @@ class World:
         if not machine.powered or machine.boot != boot:
             return
         machine.booted = machine.libvirt_up = True
+        machine.libvirt_since_s = self.loop.time()
         self.changed(host, "has booted")
         for resource in self.resources.values():
             if host in resource.replicas:
