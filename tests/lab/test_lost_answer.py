@@ -80,7 +80,7 @@ def test_i1_a_source_that_loses_its_power_then_keeps_no_definition(patient: Clus
     ended = patient.finished(operation)
     asked.communicate(timeout=30)
     assert ended["state"] == "done", ended
-    assert f"{source} lost its power in the switch-over" in ended["reason"]
+    assert f"definition on {source}: it was removed" in ended["reason"]
     patient.settle()
     assert patient.assert_clean(MOVER) == target
     patient.assert_nobody_noticed(outage_limit_ms=SILENT_PEER_MS)  # DRBD waits for a dead peer, too

@@ -441,7 +441,7 @@ MUTATIONS: tuple[Mutation, ...] = (
             Edit(
                 file="agents/attempts/runner.py",
                 old="                return await self._follow(",
-                new='                return Ended(outcome=Outcome.UNKNOWN, reasons=("",)) or await self._follow(',
+                new="                return Ended(outcome=Outcome.UNKNOWN) or await self._follow(",
             ),
         ),
     ),
