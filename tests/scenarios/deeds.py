@@ -372,7 +372,7 @@ DEEDS: Mapping[str, Kind] = {
         do=lambda s, d: s.bmc(*d.words), takes=("host", "word"), undo=lambda s, d: s.bmc(d.words[0], "")
     ),
     "disk": Kind(
-        do=lambda s, d: s.disk(*d.words),  # type: ignore[arg-type]  # "full", "io"
+        do=lambda s, d: s.disk(*d.words),  # type: ignore[arg-type]  # "full", "io", "hang"
         takes=("word", "word"),
         undo=lambda s, d: s.disk(d.words[0], ""),
     ),

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 
 from agents.protocol import DomainState
 from migrd.operations import Operation, OperationState
-from storage.errors import Refused
+from migrd.ports import JournalReadOnly
+from storage.errors import Refused, Unknown
 from storage.words import DrbdVolume
 from tests.sim.drbd import Resource
 from tests.sim.sim import Sim
@@ -26,6 +27,7 @@ LOOK_AT_DISKS_S = 30.0
 BETWEEN_ROUNDS_S = 12.0  # an operator looks again once what he sees is fresh
 SETTLES_IN_S = 120.0  # a request to shut down that came late is waited for by its agent, to its deadline
 READY_AT_MOST_S = 90.0
+NOT_NOW = (Refused, JournalReadOnly, Unknown)  # an operator tries again
 
 
 async def converge(sim: Sim) -> None:
@@ -124,13 +126,13 @@ async def _wish(sim: Sim, operation: Operation, *, cancel: bool) -> None:
         sim.world.undefine_by_hand(found.target, found.guest)  # its other definition is on the source
     if "stop the wrong one by hand" in found.remedy and found.guest:
         sim.world.end_wrong_one_by_hand(found.source, found.guest)
-    with contextlib.suppress(Refused):  # it went on by itself meanwhile
+    with contextlib.suppress(*NOT_NOW):  # it went on by itself meanwhile
         await (sim.cancel(operation.id) if cancel else sim.resume(operation.id))
 
 
 async def _bring_back_all(sim: Sim) -> None:
     for host in sorted(sim.bmcs.off_by_migrd):
-        with contextlib.suppress(Refused):
+        with contextlib.suppress(*NOT_NOW):
             await sim.undrain(host)
 
 
@@ -169,7 +171,7 @@ async def start_stopped(sim: Sim) -> None:
         if able is not None:
             sim.world.start_by_hand(able.name, guest.uuid)
         elif off := next((m for m in homes if m.name in sim.bmcs.off_by_migrd), None):
-            with contextlib.suppress(Refused):  # an operation holds it: once that has ended
+            with contextlib.suppress(*NOT_NOW):  # an operation holds it: once that has ended
                 await sim.undrain(off.name)
     await sim.pass_time(1.0)
 

@@ -1,4 +1,4 @@
-"""The disks of the simulated machines: databases that outlive their process, writes that take time or fail.
+"""The disks of the simulated machines: databases that outlive their process, that take time, fail, hang.
 
 Real SQLite, in memory, one connection per path, handed out again to the next life. What a database function
 does is one callback of the loop, so a process dies before it or after it, never within.
@@ -12,10 +12,12 @@ import random
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from contextvars import Context, copy_context
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-Fault = Literal["", "full", "io", "late"]
+Fault = Literal["", "full", "io", "late", "hang"]
+WRITTEN_SHARE = 0.5  # of the calls that hang: they have written before
 _WORDS = {"full": "database or disk is full", "io": "disk I/O error", "late": "disk I/O error"}
 
 
@@ -40,7 +42,7 @@ class Database(sqlite3.Connection):
         if word != "COMMIT":
             return super().execute(sql, parameters)
         self.disk.before_commit(self.path)
-        if self.disk.fault:
+        if self.disk.fault in _WORDS:
             self.late = self._written if self.disk.fault == "late" else []
             raise sqlite3.OperationalError(_WORDS[self.disk.fault])
         cursor = super().execute(sql)
@@ -63,13 +65,34 @@ class Database(sqlite3.Connection):
 
 
 class Disk:
-    """Of one machine. `fault`: every COMMIT fails. Hooks are told of commits, with the database's path."""
+    """Of one machine. `fault`: every COMMIT fails, or nothing that is asked of it has an end until it heals.
+    Hooks are told of commits, with the database's path."""
 
     def __init__(self) -> None:
-        self.fault: Fault = ""
+        self._fault: Fault = ""
+        self._hung: list[tuple[Callable[[], None], Context]] = []
+        self.hung_since_s = float("inf")  # a call has no end since then
         self.before_commit: Callable[[str], None] = lambda _path: None
         self.after_commit: Callable[[str, sqlite3.Connection], None] = lambda _path, _database: None
         self._databases: dict[str, Database] = {}
+
+    @property
+    def fault(self) -> Fault:
+        return self._fault
+
+    @fault.setter
+    def fault(self, fault: Fault) -> None:
+        self._fault = fault
+        if fault != "hang":
+            going_on, self._hung = self._hung, []
+            self.hung_since_s = float("inf")
+            for what, context in going_on:
+                asyncio.get_running_loop().call_soon(what, context=context)
+
+    def hang(self, what: Callable[[], None]) -> None:
+        """It goes on once the disk answers, unless its process is dead by then."""
+        self._hung.append((what, copy_context()))
+        self.hung_since_s = min(self.hung_since_s, asyncio.get_running_loop().time())
 
     def connect(self, path: Path) -> sqlite3.Connection:
         """See agents.ledger.Connect, migrd.journal.Connect."""
@@ -103,13 +126,16 @@ class Disk:
 class DiskExecutor(Executor):
     """One worker without a thread: a function runs after the write's latency, its result comes later still.
 
-    Its timers belong to the process that asked: a process that is killed meanwhile writes nothing.
+    Its timers belong to the process that asked: a process that is killed meanwhile writes nothing. While the
+    disk hangs a function does not begin, or has done its work and does not return: nobody can tell which.
     """
 
-    def __init__(self, rng: random.Random, latency_s: float) -> None:
+    def __init__(self, rng: random.Random, latency_s: float, disk: Disk) -> None:
         self._rng = rng
         self._latency_s = latency_s
+        self._disk = disk
         self._free_s = 0.0
+        self._hangs = False  # the worker is in a function that has no end yet
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         loop = asyncio.get_running_loop()
@@ -119,14 +145,27 @@ class DiskExecutor(Executor):
         self._free_s = told_s = written_s + self._latency_s * 0.2
 
         def work() -> None:
+            if self._hangs:
+                self._disk.hang(work)
+                return
             if not future.set_running_or_notify_cancel():
                 return  # as a real executor: what has been cancelled does not begin, what has begun is not
-            result, error = None, None
+            if self._disk.fault != "hang":
+                loop.call_at(told_s, tell, *done())
+                return
+            self._hangs = True
+            written = done() if self._rng.random() < WRITTEN_SHARE else None
+            self._disk.hang(lambda: go_on(written))
+
+        def go_on(written: tuple[Any, Exception | None] | None) -> None:
+            self._hangs = False
+            tell(*(written or done()))
+
+        def done() -> tuple[Any, Exception | None]:
             try:
-                result = fn(*args, **kwargs)
-            except Exception as caught:  # handed over, as a thread would
-                error = caught
-            loop.call_at(told_s, tell, result, error)
+                return fn(*args, **kwargs), None
+            except Exception as error:  # handed over, as a thread would
+                return None, error
 
         def tell(result: Any, error: Exception | None) -> None:
             if error is not None:

@@ -10,7 +10,7 @@ from typing import TypeGuard
 
 from agents.protocol import Attempt, ConnectReplicas, DisconnectReplicas
 from migrd import saga
-from migrd.saga import MoveState, SagaState
+from migrd.saga import IllegalEvent, MoveState, SagaState
 from migrd.sagas.cold_state import ColdStage, ColdState
 from migrd.sagas.drain import DrainState, Phase, Task
 from migrd.sagas.events import Admitted, Answered, DrainRequested, Event, MigrateRequested
@@ -88,7 +88,11 @@ class Invariants:
 
     def journalled(self, operation: str, event: Event) -> None:
         before = self._books.states.get(operation)
-        self._books.add(operation, event)
+        try:
+            self._books.add(operation, event)
+        except IllegalEvent as error:
+            self._violate("I16", f"{operation}: the journal cannot be followed: {error}")
+            return
         if isinstance(event, DrainRequested):
             self._world.consented |= set(event.allow_stop)
         state = self._books.states[operation]

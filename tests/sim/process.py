@@ -193,7 +193,7 @@ class AgentProcess(Process):
         )
         ledger = await Ledger.open(
             LEDGER,
-            executor=DiskExecutor(self._rng, WRITE_S),
+            executor=DiskExecutor(self._rng, WRITE_S, self.disk),
             connect=self.disk.connect,
             wall=LoopClock().wall,
         )
@@ -258,7 +258,7 @@ class DaemonProcess(Process):
     async def main(self, life: Life) -> None:
         journal = await Journal.open(
             JOURNAL,
-            executor=DiskExecutor(self._rng, WRITE_S),
+            executor=DiskExecutor(self._rng, WRITE_S, self.disk),
             connect=self.disk.connect,
             lock_file=self.disk.lock,
             life=lambda: f"life{self.lives}",
