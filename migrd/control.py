@@ -2,7 +2,7 @@
 
 Implemented by `migrd.controller.Controller`; the API's tests use a scripted one. Refusals are
 storage.errors.Refused with all reasons; an unknown name is `NotFound`; work that cannot be written down is
-`migrd.ports.JournalReadOnly`, and nothing of it was begun.
+`migrd.ports.JournalReadOnly`, and nothing of it was begun; if the disk hangs over it, storage.errors.Unknown.
 """
 
 from __future__ import annotations

@@ -428,7 +428,7 @@ class Controller:
             return [*conflict(), *([f"no new work is taken: {read_only}"] if read_only else [])]
 
         try:
-            return operation(await self._engine.begin("", row, all_reasons))
+            return operation(await self._engine.begin(row, all_reasons))
         except JournalReadOnly as error:
             raise Refused(f"no new work is taken: {error}") from None
 
@@ -453,7 +453,7 @@ class Controller:
             alone = self._last_in_use(host) if isinstance(row, DrainRequested) else []
             return [*self._host_busy(host), *alone, *self._outdated()]
 
-        return operation(await self._engine.begin("", row, conflict))
+        return operation(await self._engine.begin(row, conflict))
 
     # -- looking things up ------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from agents.protocol import MigrationProgress
 from migrd import projection, retention, roster, saga
 from migrd.acts import Acts, Patience, Superseded
 from migrd.admission import Admission
-from migrd.executor import JOURNAL_RETRY_S, Runner
+from migrd.executor import ANSWER_S, JOURNAL_RETRY_S, Runner
 from migrd.host_config import HostConfig
 from migrd.lives import Lives, outdated
 from migrd.model import HostState
@@ -65,7 +65,7 @@ from migrd.sagas.events import (
 from migrd.sagas.roster import RosterState
 from migrd.sagas.undrain import UndrainState
 from migrd.slots import Caps
-from storage.errors import Refused
+from storage.errors import Refused, Unknown
 
 T = TypeVar("T")
 
@@ -118,6 +118,7 @@ class Engine:
         self._admission = Admission(settings.caps)
         self._host_acts = itertools.count(1)
         self._beginning = asyncio.Lock()
+        self._asked: set[asyncio.Task[Record]] = set()  # what people wait for, and what came of their waiting
         self._tasks: asyncio.TaskGroup | None = None
         self._runner_tasks: set[asyncio.Task[None]] = set()
         self._administrative: dict[str, HostState] | None = None
@@ -178,11 +179,34 @@ class Engine:
         """Operations that have not ended, oldest first."""
         return list(self._open.values())
 
-    async def begin(self, operation: str, request: Request, conflict: Callable[[], list[str]]) -> Record:
+    async def begin(self, request: Request, conflict: Callable[[], list[str]]) -> Record:
+        """What a person asks for, who waits at most ANSWER_S. Raises Refused, JournalReadOnly.
+
+        Raises Unknown if its first row is being written to a disk that hangs. That goes on, and if the row
+        becomes durable the operation begins: memory must not lack what the journal has.
+        """
+        beginning = asyncio.create_task(self._begin("", request, conflict), name=f"begin {request.kind}")
+        self._asked.add(beginning)
+        beginning.add_done_callback(self._asked.discard)
+        try:
+            await asyncio.wait({beginning}, timeout=ANSWER_S)
+        finally:
+            if not beginning.done():
+                beginning.add_done_callback(_began_late)
+        if not beginning.done():
+            raise Unknown(
+                "the journal does not answer, and it may still begin: "
+                "look with migrctl ops before you ask again"
+            )
+        return beginning.result()
+
+    async def _begin(self, operation: str, request: Request, conflict: Callable[[], list[str]]) -> Record:
         """Journal the first row, then act. `conflict` is asked with nothing able to come in between.
 
         Raises Refused, JournalReadOnly.
         """
+        if self._beginning.locked() and self._journal.read_only:
+            raise JournalReadOnly(self._journal.read_only)  # what holds the lock may hold it for as long
         async with self._beginning:
             reasons = conflict()
             if self._tasks is None:
@@ -444,7 +468,7 @@ class Engine:
                 if self._cancelled(parent):
                     raise Refused("cancelled before it began")  # noqa: TRY301 - one way to say why not
                 request = self.request(command.guest, command.source, command.target, parent)
-                await self.begin(command.child, request, lambda: self.busy(command.guest))
+                await self._begin(command.child, request, lambda: self.busy(command.guest))
             except Refused as error:
                 return ChildEnded(
                     child=command.child,
@@ -526,6 +550,16 @@ class Engine:
             for record, state in self.moves()
             if state.request.guest == guest
         ]
+
+
+def _began_late(beginning: asyncio.Task[Record]) -> None:
+    """Whoever asked has been told that it is not known."""
+    if beginning.cancelled():
+        return
+    if (error := beginning.exception()) is not None:
+        log.warning("not-begun", name=beginning.get_name(), why=str(error))
+    else:
+        log.warning("begun-late", name=beginning.get_name(), operation=beginning.result().id)
 
 
 def _batches(things: list[T]) -> Iterator[list[T]]:

@@ -29,12 +29,15 @@ from migrd.sagas.commands import (
     StartMove,
 )
 from migrd.sagas.events import CancelRequested, Event, HandingOver, Resumed
-from storage.errors import Refused
+from storage.errors import Refused, Unknown
 
 log = structlog.get_logger("migrd.executor")
 
 MAX_QUEUED = 10_000  # events per operation: of commands in flight, of people, one word of progress
 JOURNAL_RETRY_S = 2.0
+ANSWER_S = (
+    15.0  # a person waits no longer; above the journal's deadline, below the request timeout of migrctl
+)
 
 
 class Doer(Protocol):
@@ -86,7 +89,10 @@ class Runner:
         self._queue.put_nowait((event, None))
 
     async def ask(self, event: Event) -> None:
-        """Hand over a person's wish and wait until it is taken. Raises Refused, JournalReadOnly."""
+        """Hand over a person's wish and wait until it is taken. Raises Refused, JournalReadOnly.
+
+        Raises Unknown after ANSWER_S: it is being written to a disk that hangs, or waits behind what is.
+        """
         if saga.ended(self.record.state):
             raise Refused(f"{self.record.id} has ended")
         if self._journal.read_only:  # it may stand still on an answer that cannot be written: do not queue up
@@ -95,7 +101,14 @@ class Runner:
         self._asked.add(done)
         done.add_done_callback(self._asked.discard)
         self._queue.put_nowait((event, done))
-        await done
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await done
+        except TimeoutError:
+            raise Unknown(
+                f"the journal does not answer, and {self.record.id} may still take it: look with "
+                f"migrctl op show {self.record.id}"
+            ) from None
 
     def abandon(self, why: str) -> None:
         """The runner's task has ended, in whatever way: nobody may wait for it any more."""

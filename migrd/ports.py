@@ -224,7 +224,7 @@ class Row:
 
 
 class JournalReadOnly(Exception):  # noqa: N818 - a state
-    """The journal cannot be written (disk full, error). Nothing may be begun; the reason is the message."""
+    """The journal cannot be written (disk full, error, hangs). Nothing may be begun; the message says why."""
 
 
 class JournalError(Exception):
@@ -255,7 +255,10 @@ class JournalPort(Protocol):
         ...
 
     async def append(self, operation: str, event: Event, at_s: float) -> Row:
-        """Durable when it returns. Raises JournalReadOnly; then nothing was written (see Journal.append)."""
+        """Durable when it returns. Raises JournalReadOnly; then nothing was written (see Journal.append).
+
+        While its disk hangs it does neither: a person must not be left to wait for it.
+        """
         ...
 
     async def condense(self, records: Sequence[Record]) -> None:
@@ -267,7 +270,7 @@ class JournalPort(Protocol):
         ...
 
     async def probe(self) -> None:
-        """Try a write, to learn whether a read-only journal has recovered. Never raises."""
+        """Try a write, to learn whether a read-only journal has recovered. Bounded. Never raises."""
         ...
 
 

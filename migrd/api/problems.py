@@ -82,7 +82,9 @@ def verdict_of(error: Exception) -> Verdict | None:  # noqa: PLR0911 - one line 
         case Refused():
             return _verdict(409, REFUSED, _first(error), *error.reasons)
         case JournalReadOnly():
-            detail = f"nothing new is begun: {error}; what runs is watched, and goes on once there is room"
+            detail = (
+                f"nothing new is begun: {error}; what runs is watched, and goes on once rows can be written"
+            )
             return _verdict(503, READ_ONLY, detail, str(error), retry_after_s=RETRY_AFTER_S)
         case Retryable():
             return _verdict(503, UNAVAILABLE, _first(error), *error.reasons, retry_after_s=RETRY_AFTER_S)

@@ -192,7 +192,9 @@ def _refusal(status: int, text: bytes) -> CliError:
         case 400 | 405 | 413 | 422:
             return CliError(Exit.USAGE, detail, reasons, "", document)
         case 503 if document.get("type") == READ_ONLY:
-            hint = "free space in the daemon's [state] dir; it takes up work again by itself"
+            hint = (
+                "free space in the daemon's [state] dir, or see to its disk; it takes up work again by itself"
+            )
             return CliError(Exit.REFUSED, detail, reasons, hint, document)
         case 503:
             return CliError(Exit.FAILED, detail, reasons, "try again in a moment", document)

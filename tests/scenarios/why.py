@@ -60,7 +60,7 @@ _RULES = (
     ("it runs on", r"on this host the guest is running"),
     (
         "agent silent",
-        r"no answer|Connect call failed|Connection reset|not answer|does not answer|was not heard",
+        r"no answer|Connect call failed|Connection reset|(?<!disk has )not answer|was not heard",
     ),
 )
 

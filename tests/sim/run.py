@@ -12,7 +12,7 @@ from migrd.control import NotFound
 from migrd.model import HostState
 from migrd.operations import OperationState
 from migrd.ports import JournalReadOnly
-from storage.errors import Refused
+from storage.errors import Refused, Unknown
 from tests.core.vloop import VirtualLoop
 from tests.sim.converge import converge
 from tests.sim.plan import Deed, Plan, plan
@@ -115,7 +115,7 @@ async def _later(sim: Sim, deed: Deed, dice: random.Random) -> None:
         done = getattr(sim, deed.what)(*deed.arguments, **deed.options)
         if asyncio.iscoroutine(done):
             await done
-    except (Refused, NotFound, JournalReadOnly):
+    except (Refused, NotFound, JournalReadOnly, Unknown):
         return  # said so in the trace: a command may make no sense by then
 
 

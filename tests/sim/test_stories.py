@@ -7,6 +7,10 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
+import pytest
+
+from migrd.ports import JournalReadOnly
+from storage.errors import Unknown
 from tests.core.vloop import run
 from tests.sim.converge import converge
 from tests.sim.quiet import quiet
@@ -259,3 +263,90 @@ def test_i5_a_guest_in_its_switch_over_does_not_wait_for_a_target_that_is_dead()
     for seed in range(12):
         tell(partial(story, seed))
     assert cuts
+
+
+def test_i20_a_journal_whose_disk_hangs_in_the_middle_of_a_drain_is_told_and_writes_no_row_twice() -> None:
+    """The row that hangs may be durable all the while, or become so at the end; the daemon may die."""
+
+    async def story(seed: int, killed: bool) -> None:
+        async with Sim(seed=seed) as sim:
+            three(sim)
+            sim.world.add_drbd("g", "h1", "h2")
+            sim.world.add_iscsi("w", "h1")
+            sim.world.add_iscsi("x", "h3")
+            await sim.start()
+            operation = await sim.drain("h1")
+            await told(sim, "g runs here now")
+            sim.disk("migrd", "hang")
+            await sim.pass_time(14.0)
+            assert sim.controller is not None
+            assert any("has not answered for 10 s" in reason for reason in sim.controller.readiness().reasons)
+            assert sim.where("g") == ["h2"]
+            with pytest.raises(JournalReadOnly, match="has not answered"):
+                await sim.migrate("x")
+            with pytest.raises(JournalReadOnly, match="has not answered"):
+                await sim.cancel(operation)
+            if killed:
+                sim.kill_daemon()
+                sim.at(5.0, sim.start_daemon)
+            await sim.pass_time(46.0)
+            sim.disk("migrd", "")
+            await sim.until(lambda: sim.operations() != () and not sim.open_operations(), at_most_s=120)
+            assert state(sim, operation) == "done"
+            assert "h1" not in (*sim.where("g"), *sim.where("w"))
+            assert sim.controller is not None
+            assert sim.controller.readiness().ready
+            await converge(sim)
+            sim.check_end()
+
+    for seed in range(6):
+        for killed in (False, True):
+            tell(partial(story, seed, killed))
+
+
+def test_i20_a_drain_whose_first_row_hangs_is_not_known_to_have_begun_and_begins_once() -> None:
+    async def story(seed: int) -> None:
+        async with Sim(seed=seed) as sim:
+            three(sim)
+            sim.world.add_iscsi("g", "h1")
+            sim.world.add_iscsi("w", "h2")
+            await sim.start()
+            sim.disk("migrd", "hang")
+            asked_s = sim.trace.now_s
+            with pytest.raises(Unknown, match="it may still begin"):
+                await sim.drain("h1")
+            assert sim.trace.now_s - asked_s < 20.0
+            with pytest.raises(JournalReadOnly, match="has not answered"):
+                await sim.migrate("w")
+            sim.disk("migrd", "")
+            await sim.until(lambda: sim.operations() != () and not sim.open_operations(), at_most_s=120)
+            assert [state(sim, each.id) for each in sim.operations() if not each.parent] == ["done"]
+            assert sim.where("w") == ["h2"]
+            await converge(sim)
+            sim.check_end()
+
+    for seed in range(4):
+        tell(partial(story, seed))
+
+
+def test_i20_a_wish_that_hangs_is_answered_and_taken_once_it_is_durable() -> None:
+    async def story(seed: int) -> None:
+        async with Sim(seed=seed) as sim:
+            three(sim)
+            sim.world.add_iscsi("g", "h1")
+            await sim.start()
+            operation = await sim.migrate("g", "h2")
+            await told(sim, "incoming QEMU")
+            sim.disk("migrd", "hang")
+            with pytest.raises(Unknown, match=f"{operation} may still take it"):
+                await sim.cancel(operation)
+            sim.disk("migrd", "")
+            await sim.until(lambda: not sim.open_operations(), at_most_s=120)
+            taken = [each for each in sim.trace.log if each.kind == "journal" and "cancel-req" in each.text]
+            assert len(taken) == 1
+            assert (state(sim, operation), *sim.where("g")) in (("undone", "h1"), ("done", "h2"))
+            await converge(sim)
+            sim.check_end()
+
+    for seed in range(4):
+        tell(partial(story, seed))
