@@ -286,6 +286,28 @@ MUTATIONS: tuple[Mutation, ...] = (
         ),
     ),
     _one(
+        "a row is refused while its disk hangs, and may be durable all the same",
+        "I16",
+        "migrd/journal.py",
+        "                await asyncio.wait({work})\n",
+        "                raise JournalReadOnly(self._read_only)\n",
+    ),
+    _one(
+        "a request whose first row hangs is forgotten",
+        "I16",
+        "migrd/engine.py",
+        "                beginning.add_done_callback(_began_late)\n",
+        "                beginning.cancel()\n",
+        first=200,
+    ),
+    _one(
+        "nobody notices that the journal's disk hangs",
+        "I20",
+        "migrd/journal.py",
+        "    await asyncio.wait({work}, timeout=deadline_s)\n",
+        "    await asyncio.wait({work})\n",
+    ),
+    _one(
         "attempt numbers are used again",
         "I16",
         _MOVES,

@@ -12,6 +12,7 @@ HEAL_AT_S = 40.0
 COLD = 3  # seeds that leave this when divided by four have cold moves
 UNHEARD = 1  # ... and those switch-overs whose end is not heard of
 AIMED = 2  # ... and those faults that are aimed at one moment of one move
+HANGS = (4, 14)  # divided by sixteen: disks that hang; no seed of seeds.txt leaves one of these
 _KINDS = (
     *(("drbd",),) * 4,
     *(("iscsi",),) * 3,
@@ -86,8 +87,39 @@ def plan(seed: int) -> Plan:
     faults = [deed for _ in range(number) for deed in _fault(rng, hosts, guests, work_s)]
     deeds = sorted((*commands, *faults), key=lambda deed: deed.at_s)
     made = Plan(seed=seed, hosts=hosts, guests=guests, deeds=tuple(deeds), undrain=rng.random() < 0.5)
+    if seed % 16 in HANGS:
+        return _with_hanging_disks(made)
     variant = {COLD: _with_cold_moves, UNHEARD: _with_lost_answers, AIMED: _with_aimed_faults}
     return variant.get(seed % 4, lambda same: same)(made)
+
+
+def _with_hanging_disks(made: Plan) -> Plan:
+    """The same plan, often without its other faults, with disks under journal and ledgers that do not answer
+    for a while; some fail then, and some daemons die over it. Dice of their own, as below."""
+    rng = random.Random(f"{made.seed}:hang")
+    deeds = [deed for _ in range(rng.choice((1, 1, 2))) for deed in _hang(rng, made)]
+    calm = tuple(deed for deed in made.deeds if deed.what in _COMMANDS)
+    kept = calm if rng.random() < 0.5 else made.deeds
+    return replace(made, deeds=(*kept, *deeds), heal_at_s=2 * HEAL_AT_S)
+
+
+def _hang(rng: random.Random, made: Plan) -> list[Deed]:
+    """One disk, from a moment of work on, or from just before a command asks for its first row."""
+    where = "migrd" if rng.random() < 0.75 else rng.choice(made.hosts)
+    at_write, at_s = rng.randrange(1, rng.choice((15, 50))), rng.expovariate(3.0)
+    if rng.random() < 0.4:
+        asked_s = rng.choice([deed.at_s for deed in made.deeds if deed.what in _COMMANDS] or [0.0])
+        at_write, at_s = 0, max(0.0, asked_s - rng.uniform(0.0, 0.5))
+    for_s = rng.choice((3.0, 12.0, 25.0, 50.0)) * rng.uniform(0.7, 1.3)
+    after = rng.choice(("", "", "full", "io", "late"))
+    deeds = [Deed(at_s, "disk", (where, "hang")), Deed(at_s + for_s, "disk", (where, after))]
+    if after:
+        deeds.append(Deed(at_s + for_s + 6.0, "disk", (where, "")))
+    if rng.random() < 0.4:
+        kill_s = at_s + rng.uniform(0.0, for_s)
+        back_s = kill_s + rng.choice((1.0, 10.0))
+        deeds += [Deed(kill_s, "kill_daemon", (0,)), Deed(back_s, "start_daemon")]
+    return [replace(deed, writes=at_write) for deed in deeds]
 
 
 def _with_lost_answers(made: Plan) -> Plan:

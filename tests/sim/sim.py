@@ -26,6 +26,7 @@ from migrd import saga
 from migrd.control import DrainRequest, MigrateRequest, UndrainRequest
 from migrd.controller import Controller
 from migrd.engine import Settings
+from migrd.journal import DEADLINE_S
 from migrd.model import HostState
 from migrd.operations import Operation
 from migrd.sagas.events import EVENT
@@ -445,10 +446,18 @@ class Sim:
 
     def check(self) -> None:
         """Raise BrokenError if anything was violated so far."""
+        self._hang_is_told()
         for bug in bugs:
             self.trace.violate("bug", bug)
         if self.trace.violations:
             raise BrokenError(self.story(self.trace.violations))
+
+    def _hang_is_told(self) -> None:
+        """I20: a journal that hangs for longer than its deadline is a reason not to be ready."""
+        since_s = max(self.daemon.disk.hung_since_s, self.daemon.at_work_since_s)
+        overdue = self._loop.time() - since_s > DEADLINE_S + 1.0
+        if overdue and self.controller is not None and self.controller.readiness().ready:
+            self.trace.violate("I20", "the journal hangs, and /readyz does not say so")
 
     def check_end(self) -> None:
         """After `converge`: all has ended, guests run once, nothing is left, journal and memory agree."""
