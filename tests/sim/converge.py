@@ -54,8 +54,9 @@ async def converge(sim: Sim) -> None:
 
 def _stopping(sim: Sim) -> bool:
     """Is a guest on its way out, by its own will?"""
-    domains = [domain for m in sim.world.machines.values() for domain in m.domains.values()]
-    return any(domain.state is DomainState.SHUTDOWN for domain in domains)
+    machines = sim.world.machines.values()
+    shuts_down = any(domain.state is DomainState.SHUTDOWN for m in machines for domain in m.domains.values())
+    return shuts_down or any(m.ending & sim.world.excused for m in machines)
 
 
 async def _becomes_quiet(sim: Sim) -> bool:
