@@ -281,6 +281,19 @@ class MoveDefinition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SettleDomain:
+    """Prove that libvirt does nothing to this domain any more, and that it is defined on this host.
+
+    A move of its definition goes on when its agent dies, and no query tells of it. DONE: libvirt gave the
+    domain's job lock to a change that changes nothing. The agent is RETRYABLE while another job holds it, and
+    for a domain that is not here (any more).
+    """
+
+    uuid: str
+    kind: Literal["settle-domain"] = "settle-domain"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StartDomain:
     """Start a shut-off guest. The daemon answers for all other hosts (I1, I2), the agent for this one.
 
@@ -321,6 +334,7 @@ Command = Annotated[
     | UndefineDomain
     | ShutdownDomain
     | MoveDefinition
+    | SettleDomain
     | StartDomain
     | DisconnectReplicas
     | ConnectReplicas,

@@ -1,7 +1,7 @@
-"""A cold move's two steps on a domain: hand its definition to another host, and start it.
+"""A cold move's steps on a domain: hand its definition to another host, wait for that, start it.
 
-Both look at this host right before they act, and say DONE only for what they read back. What other hosts
-hold is the daemon's word; these guards stand on their own (I1, I11).
+Handing over and starting look at this host right before they act, and say DONE only for what they read back.
+What other hosts hold is the daemon's word; these guards stand on their own (I1, I11).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from agents.attempts.domain_steps import reasons_not_shut_off
 from agents.attempts.outcomes import Ended
 from agents.attempts.storage_steps import Drivers, driver_of
 from agents.hypervisor.words import Hypervisor
-from agents.protocol import DomainState, MoveDefinition, Outcome, StartDomain
+from agents.protocol import DomainState, MoveDefinition, Outcome, SettleDomain, StartDomain
 from storage.driver import InUse
 from storage.errors import OutcomeError, Refused, Unknown
 from storage.words import Role
@@ -31,6 +31,12 @@ async def move_definition(command: MoveDefinition, hypervisor: Hypervisor, in_us
     after = await hypervisor.facts(command.uuid)
     if after.state is not DomainState.ABSENT:
         raise Unknown(f"libvirt reported success, and domain {command.uuid} is still {after.state} here")
+    return Ended(outcome=Outcome.DONE)
+
+
+async def settle(command: SettleDomain, hypervisor: Hypervisor) -> Ended:
+    """Only what is defined here, with no job of libvirt's on it, is settled. Raises Retryable."""
+    await hypervisor.settle(command.uuid)
     return Ended(outcome=Outcome.DONE)
 
 

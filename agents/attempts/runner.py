@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
-from agents.attempts.cold_steps import move_definition, start
+from agents.attempts.cold_steps import move_definition, settle, start
 from agents.attempts.control import Control
 from agents.attempts.domain_steps import shut_down, sweep, undefine
 from agents.attempts.migration import Pace, adopt, migrate
@@ -36,6 +36,7 @@ from agents.protocol import (
     Outcome,
     PrepareVolumes,
     ReleaseVolumes,
+    SettleDomain,
     ShutdownDomain,
     StartDomain,
     SweepTarget,
@@ -311,6 +312,8 @@ class Attempts:
                 return await shut_down(command, self._hypervisor, live.control)
             case MoveDefinition() as command:
                 return await move_definition(command, self._hypervisor, self._in_use)
+            case SettleDomain() as command:
+                return await settle(command, self._hypervisor)
             case StartDomain() as command:
                 return await start(command, self._hypervisor, self._drivers, self._in_use)
             case DisconnectReplicas() | ConnectReplicas() as command:
@@ -342,6 +345,7 @@ def domain_of(attempt: Attempt) -> str:
             | UndefineDomain(uuid=uuid)
             | ShutdownDomain(uuid=uuid)
             | MoveDefinition(uuid=uuid)
+            | SettleDomain(uuid=uuid)
         ):
             return uuid
         case DisconnectReplicas() | ConnectReplicas():
@@ -357,7 +361,7 @@ def touched_kinds(attempt: Attempt, drivers: Drivers) -> frozenset[str]:
     but is followed by the storage step that says so.
     """
     match attempt.command:
-        case MigrateDomain() | MoveDefinition() | UndefineDomain():
+        case MigrateDomain() | MoveDefinition() | SettleDomain() | UndefineDomain():
             return frozenset()
         case SweepTarget() | ShutdownDomain() | StartDomain() | DisconnectReplicas() | ConnectReplicas():
             return frozenset(drivers)

@@ -24,6 +24,7 @@ FLAGS = int(
     | libvirt.VIR_MIGRATE_PERSIST_DEST
     | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
 )
+NOBODYS_METADATA = "urn:migrd:settle"
 
 
 def move_definition(connection: Any, uuid: str, target_uri: str, target_address: str) -> None:
@@ -33,6 +34,19 @@ def move_definition(connection: Any, uuid: str, target_uri: str, target_address:
         raise Refused(f"domain {uuid} is transient: it has no definition to move")
     # Without a URI the target would name itself, and refuses when its own name resolves to localhost.
     domain.migrateToURI3(target_uri, {libvirt.VIR_MIGRATE_PARAM_URI: target_address}, FLAGS)
+
+
+def settle(connection: Any, uuid: str) -> None:
+    """Take the domain's job lock, and give it back. Raises libvirtError: no such domain, or a timeout (30 s).
+
+    An offline migration holds that lock from its first to its last phase, and no query shows it (a domain
+    that is shut off has no job information). Removing metadata that nobody has set waits for the lock, looks
+    whether the domain is still defined, and leaves its definition as it is (seen with libvirtd 9.0.0: "cannot
+    acquire state change lock (held by monitor=remoteDispatchDomainMigratePerform3Params)").
+    """
+    connection.lookupByUUIDString(uuid).setMetadata(
+        libvirt.VIR_DOMAIN_METADATA_ELEMENT, None, None, NOBODYS_METADATA, libvirt.VIR_DOMAIN_AFFECT_CONFIG
+    )
 
 
 def start(connection: Any, uuid: str) -> None:

@@ -221,6 +221,18 @@ class LibvirtHypervisor:
             move_verdict,
         )
 
+    async def settle(self, uuid: str) -> None:
+        """See words.Hypervisor. On a connection of its own: it waits for whatever holds the lock."""
+        link = Link(self._uri, "libvirt-settle", slots=1)
+        try:
+            await self._read(
+                lambda connection: libvirt_cold.settle(connection, uuid),
+                link=link,
+                deadline_s=COLD_DEADLINE_S,
+            )
+        finally:
+            await link.close()
+
     async def start(self, uuid: str) -> None:
         """See words.Hypervisor."""
         await self._cold(uuid, lambda connection: libvirt_cold.start(connection, uuid), start_verdict)
@@ -245,9 +257,11 @@ class LibvirtHypervisor:
         finally:
             await link.close()
 
-    async def _read(self, function: Callable[[Any], T], *, link: Link | None = None) -> T:
+    async def _read(
+        self, function: Callable[[Any], T], *, link: Link | None = None, deadline_s: float | None = None
+    ) -> T:
         try:
-            return await (link or self._query).call(function, deadline_s=self._deadline_s)
+            return await (link or self._query).call(function, deadline_s=deadline_s or self._deadline_s)
         except (Lost, libvirt.libvirtError) as error:
             raise Retryable(f"libvirt: {error}") from None
         except Unknown as error:  # a read that did not answer has changed nothing

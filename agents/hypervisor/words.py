@@ -177,6 +177,13 @@ class Hypervisor(Protocol):
         """
         ...
 
+    async def settle(self, uuid: str) -> None:
+        """Returns when libvirt runs no job on the domain, and it is defined here. Waits for one that runs.
+
+        Raises Retryable: it is not here, a job outlasts the wait, or libvirt does not answer.
+        """
+        ...
+
     async def start(self, uuid: str) -> None:
         """Start a shut-off domain; returns when it runs. A domain that is in any other state is refused.
 

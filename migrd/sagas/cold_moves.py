@@ -114,7 +114,7 @@ def needed(state: ColdState, stage: ColdStage) -> bool:  # noqa: PLR0911, PLR091
             return bool(state.taken)
         case ColdStage.RETURN:
             return state.moved
-        case ColdStage.SWEEP:
+        case ColdStage.SETTLE | ColdStage.SWEEP:
             return state.issued(ColdStage.MOVE)
         case ColdStage.FREE_TARGET:
             return state.issued(ColdStage.ACQUIRE) and not state.alone

@@ -3,7 +3,7 @@
 precheck -> prepare -> shutdown* -> release -> leave+ -> acquire -> move-definition -> start*
   -> [COMMIT POINT = done: runs on the target*, or is defined there and on the source no more+]
 going back, only before the commit point:
-  return-definition -> sweep -> free-target -> reattach -> reacquire -> restart* -> release-target
+  return-definition -> settle -> sweep -> free-target -> reattach -> reacquire -> restart* -> release-target
     -> leave-source+ -> undone
 
 * only a guest that ran when the move began; + only one that was shut off.
@@ -22,6 +22,7 @@ from agents.protocol import (
     MoveDefinition,
     PrepareVolumes,
     ReleaseVolumes,
+    SettleDomain,
     ShutdownDomain,
     StartDomain,
     SweepTarget,
@@ -42,6 +43,7 @@ class ColdStage(StrEnum):
     START = "start"
     RECONCILE = "reconcile"
     RETURN = "return-definition"
+    SETTLE = "settle"  # the definition stays at home: no move of it is still under way in libvirt
     SWEEP = "sweep"
     FREE_TARGET = "free-target"  # the target may write: it must let go before the source may
     REATTACH = "reattach"
@@ -70,6 +72,7 @@ FORWARD = (
 )
 BACK = (
     ColdStage.RETURN,
+    ColdStage.SETTLE,
     ColdStage.SWEEP,
     ColdStage.FREE_TARGET,
     ColdStage.REATTACH,
@@ -98,6 +101,7 @@ SIDES: Mapping[ColdStage, tuple[Side, ...]] = {
     ColdStage.MOVE: (Side.SOURCE,),
     ColdStage.START: (Side.TARGET,),
     ColdStage.RETURN: (Side.TARGET,),
+    ColdStage.SETTLE: (Side.SOURCE,),
     ColdStage.SWEEP: (Side.TARGET,),
     ColdStage.FREE_TARGET: (Side.TARGET,),
     ColdStage.REATTACH: (Side.SOURCE,),
@@ -184,6 +188,8 @@ def command_for(state: ColdState, stage: ColdStage, side: Side) -> Command:  # n
             return MoveDefinition(
                 uuid=request.guest, target_uri=request.source_uri, target_address=request.source_address
             )
+        case ColdStage.SETTLE:
+            return SettleDomain(uuid=request.guest)
         case ColdStage.SWEEP:
             return SweepTarget(uuid=request.guest)
         case ColdStage.START | ColdStage.RESTART:

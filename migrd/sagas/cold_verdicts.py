@@ -197,7 +197,7 @@ def _off_on_both(state: ColdState) -> Result:
         return park(state, (f"the guest stays defined on {state.request.source} and {state.request.target}",))
     state = replace(state, failures=failures)
     if state.going_back:
-        return enter(state, ColdStage.SWEEP, backoff_s(state.tries))
+        return enter(state, ColdStage.SETTLE, backoff_s(state.tries))
     if state.cancelled or state.issued(ColdStage.START):
         return start_back(state)
     return enter(state, ColdStage.MOVE, backoff_s(state.tries))
@@ -310,7 +310,7 @@ def verify_back(state: ColdState, event: Looked) -> Result:  # noqa: PLR0911 - o
         failures = state.failures + 1
         if failures >= MAX_FAILURES:
             return park(state, (f"a definition of the guest stays on {state.request.target}",))
-        return enter(replace(state, failures=failures), ColdStage.SWEEP, backoff_s(failures))
+        return enter(replace(state, failures=failures), ColdStage.SETTLE, backoff_s(failures))
     return _wait(state, what)
 
 

@@ -211,6 +211,13 @@ class FakeHypervisor:
             self.domains.pop(uuid, None)
             self.changes.tell(uuid)
 
+    async def settle(self, uuid: str) -> None:
+        self.calls.append(f"settle {uuid}")
+        if self.cold_error is not None:
+            raise self.cold_error
+        if uuid not in self.domains:
+            raise Retryable(f"libvirt: no domain with uuid {uuid}")
+
     async def start(self, uuid: str) -> None:
         self.calls.append(f"start {uuid}")
         if self.cold_error is not None:

@@ -15,6 +15,7 @@ from agents.protocol import (
     DomainState,
     MoveDefinition,
     Outcome,
+    SettleDomain,
     StartDomain,
 )
 from storage.errors import Failed, Refused, Retryable, Unknown
@@ -25,6 +26,7 @@ from tests.agents.fakes import FakeDriver, FakeHypervisor, running
 R0 = DrbdVolume(resource="r0", volume_nr=0, minor=0, nodes=("h1", "h2"))
 HANDOVER = Handover(operation="op", domain_uuid="u", side=Side.TARGET, peer_node="h1")
 START = StartDomain(handover=HANDOVER, volumes=(R0,))
+SETTLE = SettleDomain(uuid="u")
 MOVE = MoveDefinition(uuid="u", target_uri="qemu+tls://h2/system", target_address="tcp://10.0.1.12")
 
 
@@ -67,6 +69,26 @@ async def test_i11_a_qemu_that_proc_still_shows_is_waited_for(start: StartWorld,
         assert ended.outcome is Outcome.REFUSED
         assert "its QEMU still exists" in ended.reasons[0]
         assert world.hypervisor.calls == []
+
+
+async def test_a_definition_that_is_here_and_at_rest_is_settled(start: StartWorld) -> None:
+    async with start(shut_off()) as world:
+        assert (await end_of(world, SETTLE)).outcome is Outcome.DONE
+        assert world.hypervisor.calls == ["settle u"]
+
+
+async def test_i16_one_that_has_left_this_host_meanwhile_is_not(start: StartWorld) -> None:
+    async with start(FakeHypervisor()) as world:
+        assert (await end_of(world, SETTLE)).outcome is Outcome.RETRYABLE
+
+
+async def test_i16_nor_one_whose_job_libvirt_has_not_ended(start: StartWorld) -> None:
+    moving = shut_off()
+    moving.cold_error = Retryable("libvirt: Timed out during operation: cannot acquire state change lock")
+    async with start(moving) as world:
+        ended = await end_of(world, SETTLE)
+        assert ended.outcome is Outcome.RETRYABLE
+        assert "state change lock" in ended.reasons[0]
 
 
 async def test_a_transient_guest_has_nothing_to_move(start: StartWorld) -> None:

@@ -157,6 +157,16 @@ async def test_a_definition_read_again_after_it_changed() -> None:
         connection.close()
 
 
+async def test_a_definition_that_is_settled_is_as_it_was_and_one_that_is_gone_is_not() -> None:
+    async with connected() as hypervisor:
+        before = next(e for e in (await hypervisor.report()).domains if e.facts.uuid == TEST_DOMAIN)
+        await hypervisor.settle(TEST_DOMAIN)
+        after = next(e for e in (await hypervisor.report()).domains if e.facts.uuid == TEST_DOMAIN)
+        assert after.xml == before.xml
+        with pytest.raises(Retryable, match=r"[Dd]omain"):
+            await hypervisor.settle("00000000-0000-4000-8000-00000000dead")
+
+
 @pytest.mark.parametrize(
     ("prefix", "state"),
     [

@@ -28,6 +28,7 @@ from agents.protocol import (
     PreflightReport,
     PrepareVolumes,
     ReleaseVolumes,
+    SettleDomain,
     ShutdownDomain,
     StartDomain,
     SweepTarget,
@@ -231,6 +232,10 @@ class FakeAgent:
                 return self._shutdown(uuid)
             case MoveDefinition(uuid=uuid, target_uri=uri):
                 return await self._move_definition(uuid, uri)
+            case SettleDomain(uuid=uuid):
+                if uuid in world.machines[host].domains:
+                    return DONE
+                return Outcome.RETRYABLE, (f"{uuid} is not defined on {host}",), AttemptResult()
             case StartDomain(handover=handover):
                 return self._start(handover.domain_uuid)
 
@@ -335,7 +340,9 @@ def _ended(key: Key, outcome: Outcome, reasons: tuple[str, ...], result: Attempt
 
 def _uuid_of(attempt: Attempt) -> str:
     command = attempt.command
-    if isinstance(command, MigrateDomain | SweepTarget | UndefineDomain | ShutdownDomain | MoveDefinition):
+    if isinstance(command, MigrateDomain | SweepTarget | UndefineDomain | ShutdownDomain):
+        return command.uuid
+    if isinstance(command, MoveDefinition | SettleDomain):
         return command.uuid
     if isinstance(command, DisconnectReplicas | ConnectReplicas):
         return ""

@@ -3,6 +3,7 @@ I5, I6, I9, I11)."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tests.lab.cluster import HOSTS, Cluster
 from tests.lab.labctl import until
 
 pytestmark = pytest.mark.lab
+LIBVIRT_PORT = "16509"
 VIRSH = ("virsh", "-c", "qemu:///system")
 
 
@@ -56,8 +58,8 @@ def test_a_running_guest_is_shut_down_moved_and_started(cluster: Cluster, disk: 
     audited(cluster, guest, boots=2)
 
 
-def test_a_guest_that_is_shut_off_moves_and_stays_so(cluster: Cluster) -> None:
-    guest = cluster.guest("coldoff", "h1", "iscsi")
+def shut_off(cluster: Cluster, name: str) -> str:
+    guest = cluster.guest(name, "h1", "iscsi")
     assert cluster.ctl.sh("h1", *VIRSH, "shutdown", guest).rc == 0
     until("it is off", lambda: state_of(cluster, guest, "h1") == "shut off", deadline_s=60)
     until(
@@ -65,6 +67,23 @@ def test_a_guest_that_is_shut_off_moves_and_stays_so(cluster: Cluster) -> None:
         lambda: cluster.migrctl("vm", "show", guest).json["state"] == "shutoff",
         deadline_s=30,
     )
+    return guest
+
+
+def at_step(cluster: Cluster, guest: str, name: str) -> dict[str, Any]:
+    """Wait until the move of this guest has been asked for that step; returns its operation."""
+
+    def asked() -> dict[str, Any] | None:
+        for row in cluster.operations(kind="migrate", subject=guest):
+            if any(step["name"] == name and step["attempt"] for step in row["steps"]):
+                return row
+        return None
+
+    return until(f"{guest} is at {name}", asked, deadline_s=240, every_s=0.1)
+
+
+def test_a_guest_that_is_shut_off_moves_and_stays_so(cluster: Cluster) -> None:
+    guest = shut_off(cluster, "coldoff")
     refused = cluster.migrctl("migrate", guest, "--to", "h2")
     assert refused.rc == 3, "live it has nothing to move"
     moved = cluster.migrctl("migrate", guest, "--to", "h2", "--cold")
@@ -100,18 +119,34 @@ def test_a_start_that_fails_on_the_target_brings_the_guest_home(cluster: Cluster
 def test_cancelled_while_the_guest_goes_down_it_runs_at_home_again(cluster: Cluster) -> None:
     guest = cluster.guest("coldstop", "h1", "iscsi")
     moving = cluster.in_background("migrate", guest, "--to", "h2", "--cold")
-
-    def asked() -> dict[str, Any] | None:
-        for row in cluster.operations(kind="migrate", subject=guest):
-            if any(step["name"] == "shutdown" and step["attempt"] for step in row["steps"]):
-                return row
-        return None
-
-    operation = until("it is asked to shut down", asked, deadline_s=60, every_s=0.1)
+    operation = at_step(cluster, guest, "shutdown")
     cluster.migrctl("op", "cancel", operation["id"], deadline_s=400)
     moving.communicate(timeout=300)
     ended = cluster.ended(operation["id"])
     home = "h1" if ended["state"] == "undone" else "h2"  # a cancel that comes too late finishes
     assert ended["state"] in ("undone", "done"), ended
     assert_defined_only_on(cluster, guest, home, "running")
+    audited(cluster, guest, boots=2)
+
+
+def test_a_definition_that_libvirt_still_moves_is_waited_for(cluster: Cluster) -> None:
+    """I1: the agent died over it, and the move was cancelled: swept meanwhile, it would be on no host."""
+    guest = shut_off(cluster, "coldslow")
+    cluster.ctl.lab("net", "h2", "--mute", LIBVIRT_PORT)
+    moving = cluster.in_background("migrate", guest, "--to", "h2", "--cold")
+    try:
+        operation = at_step(cluster, guest, "move-definition")
+        time.sleep(2)  # the source's libvirt has begun, and waits for the target's
+        cluster.kill("h1", "migrd-agent")
+        cluster.migrctl("op", "cancel", operation["id"], "--no-wait")
+        at_step(cluster, guest, "settle")
+        time.sleep(5)
+        assert state_of(cluster, guest, "h1") == "shut off"
+    finally:
+        cluster.ctl.lab("net", "h2", "--heal")
+    ended = cluster.finished(operation["id"])
+    moving.communicate(timeout=60)
+    assert ended["state"] == "undone", ended
+    assert_defined_only_on(cluster, guest, "h1", "shut off")
+    assert cluster.ctl.sh("h1", *VIRSH, "start", guest).rc == 0, "its disk is there"
     audited(cluster, guest, boots=2)

@@ -64,6 +64,9 @@ class OfflineMove(Act):
         self.world.later(self._talk_s(), self._prepared)
 
     def _talk_s(self) -> float:
+        slow_s = self.world.slow_talk_s.get(self.uuid)
+        if slow_s is not None:
+            return slow_s
         return self.world.between(SLOW_TALK_S if self.world.rng.random() < SLOW else TALK_S)
 
     def _prepared(self) -> None:

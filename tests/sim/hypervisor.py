@@ -19,6 +19,7 @@ from tests.sim.cold import Act
 from tests.sim.host import CALL_S, Host
 from tests.sim.world import Domain
 
+LOCK_S = 30.0  # how long libvirt waits for the lock that a job holds
 DOWN = "libvirt: Failed to connect socket to '/run/libvirt/libvirt-sock': Connection refused"
 
 
@@ -193,8 +194,7 @@ class SimHypervisor:
     def _undefine(self, uuid: str) -> str:
         self._host.world.touched(self._host.name, uuid, "undefine")
         domain = self._domain(uuid)
-        running = self._host.migrations.of(uuid, self._host.name)
-        if running is not None and running.source == self._host.name:
+        if self._leaves(uuid):
             raise Unknown("libvirt: Timed out during operation: cannot acquire state change lock")
         if domain is not None and domain.state is DomainState.SHUTOFF:
             del self._host.machine.domains[uuid]
@@ -207,6 +207,20 @@ class SimHypervisor:
         await self._act_on_shut_off(
             f"move {uuid[-2:]}", uuid, lambda: cold.move(uuid, self._host.name, target)
         )
+
+    async def settle(self, uuid: str) -> None:
+        await self._call()
+        ends_s = asyncio.get_running_loop().time() + LOCK_S
+        while self._host.migrations.cold.busy(self._host.name, uuid) or self._leaves(uuid):
+            if asyncio.get_running_loop().time() >= ends_s:
+                raise Retryable("libvirt: Timed out during operation: cannot acquire state change lock")
+            await asyncio.sleep(0.1)
+        if self._domain(uuid) is None:
+            raise Retryable("libvirt: Domain not found")
+
+    def _leaves(self, uuid: str) -> bool:
+        running = self._host.migrations.of(uuid, self._host.name)
+        return running is not None and running.source == self._host.name
 
     async def start(self, uuid: str) -> None:
         cold = self._host.migrations.cold

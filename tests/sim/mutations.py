@@ -380,6 +380,22 @@ MUTATIONS: tuple[Mutation, ...] = (
         "            return enter(replace(state, going_back=True), ColdStage.RETURN)\n"
         "        case Found.RUNS_ON_TARGET if state.issued(ColdStage.MOVE):\n",
     ),
+    Mutation(
+        name="cold: a definition that libvirt still moves is swept",
+        invariant="I16",
+        edits=(
+            Edit(
+                file=_COLD,
+                old="        return enter(state, ColdStage.SETTLE, backoff_s(state.tries))\n",
+                new="        return enter(state, ColdStage.SWEEP, backoff_s(state.tries))\n",
+            ),
+            Edit(
+                file="migrd/sagas/cold_moves.py",
+                old="        case ColdStage.SETTLE | ColdStage.SWEEP:\n",
+                new="        case ColdStage.SETTLE:\n            return False\n        case ColdStage.SWEEP:\n",
+            ),
+        ),
+    ),
     _one(
         "cold: a guest is started at home without its disks",
         "I15",

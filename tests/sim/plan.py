@@ -201,7 +201,16 @@ def _aimed_cold(rng: random.Random, guest: GuestPlan, to: str) -> list[Deed]:
     """One cold move: what happens to its source, or to the operator's mind, at one of its rows."""
     at_write, moment_s = rng.randrange(5, 26), rng.uniform(0.0, 0.6)
     back_s = moment_s + rng.uniform(5.0, 25.0)
-    match rng.choice(("cancel", "silent", "reboot", "both")):
+    match rng.choice(("cancel", "silent", "reboot", "both", "slow", "slow")):
+        case "slow":  # nobody hears how the move of the definition ends, and it takes long
+            dies_s = rng.uniform(0.1, 2.0)
+            moves = 9  # rows of the journal by then
+            faults = [
+                Deed(0.0, "slow_definition", (guest.name, rng.uniform(14.0, 24.0))),
+                Deed(dies_s, "kill_agent", (guest.host,), writes=moves),
+                Deed(dies_s + 2.0, "start_agent", (guest.host,), writes=moves),
+                Deed(dies_s + 3.0, "cancel_some", writes=moves),
+            ]
         case "cancel":
             faults = [Deed(moment_s, "cancel_some", writes=at_write)]
         case "silent":

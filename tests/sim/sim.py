@@ -367,6 +367,11 @@ class Sim:
         self.world.deaf[self.world.guest(guest).uuid] = how
         self.trace.note("fault", guest, f"is deaf to its power button: {how}")
 
+    def slow_definition(self, guest: str, each_s: float) -> None:
+        """A move of its definition: each answer between the two libvirtds takes so long."""
+        self.world.slow_talk_s[self.world.guest(guest).uuid] = each_s
+        self.trace.note("fault", guest, f"its definition moves slowly: {each_s:.1f} s per answer")
+
     def boots_not(self, guest: str, host: str) -> None:
         """A start of it fails on that host."""
         self.world.boots_not.add((host, self.world.guest(guest).uuid))
@@ -436,6 +441,7 @@ class Sim:
         self.migrations.forks.clear()
         self.migrations.twice.clear()
         self.world.boots_not.clear()
+        self.world.slow_talk_s.clear()
         self.network.healed()
         self.daemon.unstall()
         for guest in self.world.guests.values():

@@ -106,6 +106,7 @@ class World:
             str, str
         ] = {}  # guests and what they do when asked to shut down: "once", "never", "late"
         self.boot_s = BOOT_GUEST_S
+        self.slow_talk_s: dict[str, float] = {}  # guests and how long each answer takes while they move cold
         self.will_stop: set[str] = set()  # guests that were asked, and have yet to follow
         self._letting_go: dict[tuple[str, str], float] = {}  # (host, volume): since when
         self.boots_not: set[tuple[str, str]] = set()  # (host, guest): its start fails there
