@@ -1,7 +1,8 @@
 """An ended operation as one text: its folded state and its times. Pure.
 
-A cache for the next start, nothing more: `form()` changes with every change of the classes, and what an
-other version wrote is not read but folded anew from the rows.
+A cache for the next start: `form()` changes with every change of the classes. What another version wrote is
+read if this one can (a field that is new has its default), for an end is an end: its rows, folded by other
+tables, could lead elsewhere. What cannot be read is folded anew from the rows.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_args
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from migrd import saga
 from migrd.projection import Record
@@ -59,9 +60,11 @@ def dump(record: Record) -> str:
 
 
 def read(body: str) -> Record:
-    """What `dump` of the same `form` has written. Raises pydantic.ValidationError."""
+    """What `dump` has written. Raises pydantic.ValidationError; also for what another version wrote."""
     first, _, second = body.partition("\n")
     head = _HEAD.validate_json(first)
+    if head.kind not in _STATES:
+        raise ValidationError.from_exception_data(f"no state is called {head.kind}", [])
     return Record(
         id=head.id,
         state=_STATES[head.kind].validate_json(second),

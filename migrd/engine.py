@@ -413,7 +413,7 @@ class Engine:
             case StartMove():
                 return await self._start_move(operation, command)
             case CancelChild(child=child):
-                self.post(child, CancelRequested())
+                self.post(child, CancelRequested(by="parent"))
                 return None
             case ResumeChild(child=child):
                 return self._resume_child(child)
@@ -480,7 +480,7 @@ class Engine:
                 await self._clock.sleep(JOURNAL_RETRY_S)
                 continue
             if self._cancelled(parent):  # while its first row was being written
-                self.post(command.child, CancelRequested())
+                self.post(command.child, CancelRequested(by="parent"))
             return None
 
     def _cancelled(self, operation: str) -> bool:

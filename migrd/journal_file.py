@@ -165,15 +165,19 @@ class JournalFile:
     # -- reading ----------------------------------------------------------------------------------
 
     def ended(self) -> list[Record]:
-        """Operations whose end was condensed by this very version. Raises JournalError."""
+        """Operations whose end was condensed in a form that this version reads. Raises JournalError."""
         found = []
         try:
-            for operation, body, crc in self._database.execute(
-                "SELECT operation, body, crc FROM ended WHERE format = ?", (condensed.form(),)
+            for operation, form, body, crc in self._database.execute(
+                "SELECT operation, format, body, crc FROM ended"
             ):
                 if crc != zlib.crc32(body.encode()):
                     raise self._damaged(f"what it keeps of {operation} does not fit its checksum")
-                found.append(condensed.read(body))
+                try:
+                    found.append(condensed.read(body))
+                except ValidationError:
+                    if form == condensed.form():
+                        raise
         except (sqlite3.Error, ValidationError) as error:
             raise self._damaged(str(error)) from None
         return found

@@ -147,6 +147,7 @@ CANCELLED = "cancelled by the operator"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelRequested:
+    by: Literal["operator", "parent"] = "operator"  # parent: the drain or undrain that began this move
     kind: Literal["cancel-requested"] = "cancel-requested"
 
 

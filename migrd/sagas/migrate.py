@@ -83,9 +83,14 @@ def _cancel_pending(state: MigrateState, _event: CancelRequested) -> Result:
     return replace(state, stage=Stage.UNDONE, cancelled=True, reasons=reasons), ()
 
 
-def _cancel(state: MigrateState, _event: CancelRequested) -> Result:
+def _cancel(state: MigrateState, event: CancelRequested) -> Result:
     """Taken note of: a step in flight ends first; the next decision goes back, if it still can."""
-    return replace(state, cancelled=True), ()
+    return replace(state, cancelled=True, given_up=_gives_up(state, event)), ()
+
+
+def _gives_up(state: MigrateState, event: CancelRequested) -> bool:
+    """A person who was told that only the source is missing (`missed`) ends the move without it."""
+    return state.missed and event.by == "operator"
 
 
 def _cancel_migrate(state: MigrateState, _event: CancelRequested) -> Result:
@@ -93,19 +98,31 @@ def _cancel_migrate(state: MigrateState, _event: CancelRequested) -> Result:
     return replace(state, cancelled=True), (stop,)
 
 
-def _cancel_parked(state: MigrateState, _event: CancelRequested) -> Result:
-    """Before the commit point: try to go back now. After it: end, but for a source that has no power."""
-    return _wake(replace(state, cancelled=True, going_back=not state.committed, given_up=state.committed))
+def _cancel_parked(state: MigrateState, event: CancelRequested) -> Result:
+    """Before the commit point: try to go back now. After it: the same as resume, but see `_gives_up`."""
+    return _wake(
+        replace(state, cancelled=True, going_back=not state.committed, given_up=_gives_up(state, event))
+    )
 
 
 def _resumed(state: MigrateState, _event: Resumed) -> Result:
-    return _wake(state)
+    return _wake(replace(state, given_up=False))
 
 
 def _wake(state: MigrateState) -> Result:
     """Observe first. Everything that follows is safe to repeat, so it begins anew from what is seen."""
     fresh = replace(
-        state, tries=0, failures=0, looks=0, back_to=None, waits_for=(), remedy="", parked_in=None, answers=()
+        state,
+        tries=0,
+        failures=0,
+        undefines=0,
+        adrift=min(state.adrift, 1),
+        looks=0,
+        back_to=None,
+        waits_for=(),
+        remedy="",
+        parked_in=None,
+        answers=(),
     )
     if fresh.migrate_open:
         return follow(fresh, 0.0)
@@ -192,7 +209,9 @@ def _migrated(state: MigrateState, event: Answered) -> Result:
         downtime_ms=event.downtime_ms if event.downtime_ms is not None else state.downtime_ms,
     )
     if event.outcome is Outcome.DONE:
-        return look(replace(state, back_to=None, trouble=()), Stage.RECONCILE)
+        return look(replace(state, back_to=None, trouble=(), adrift=0), Stage.RECONCILE)
+    if event.outcome is Outcome.UNKNOWN:
+        state = replace(state, adrift=state.adrift + 1)
     state = replace(state, trouble=event.reasons or (f"the migration ended: {event.outcome}",))
     if event.outcome is Outcome.RETRYABLE:
         return retry(state, [event])

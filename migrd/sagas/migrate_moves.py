@@ -93,13 +93,12 @@ def follow(state: MigrateState, after_s: float) -> Result:
 
 
 def take_up(state: MigrateState) -> Result:
-    """libvirt's job goes on though its attempt is over: an attempt of its own watches it to its end.
+    """libvirt's job may go on though its attempt ended unknown: an attempt of its own watches it to its end.
 
-    Whoever gave up the first one could not see the job, or could not end it: the second time it is aborted.
+    Whoever gave up two of them could not see the job, or could not end it: from then on it is aborted.
     """
-    unwanted = state.cancelled or state.going_back or state.tries > 0
-    counted = replace(state, tries=state.tries + 1, failures=state.failures + 1, back_to=None)
-    entered, (call,) = enter(counted, Stage.MIGRATE, backoff_s(state.tries))
+    unwanted = state.cancelled or state.going_back or state.adrift > 1
+    entered, (call,) = enter(replace(state, back_to=None), Stage.MIGRATE, backoff_s(state.adrift - 1))
     assert isinstance(call, Call)
     assert isinstance(call.command, MigrateDomain)
     return entered, (replace(call, command=replace(call.command, under_way=True, unwanted=unwanted)),)
@@ -190,11 +189,16 @@ def _give_up(state: MigrateState, failed: Sequence[Answered]) -> Result:
 
 
 def park(
-    state: MigrateState, reasons: tuple[str, ...], *, remedy: str = "", waits_for: tuple[str, ...] = ()
+    state: MigrateState,
+    reasons: tuple[str, ...],
+    *,
+    remedy: str = "",
+    waits_for: tuple[str, ...] = (),
+    closed: bool = False,
 ) -> Result:
-    """Stop here, and say why and what resolves it (I15). Nothing is running on our behalf any more."""
+    """Stop here, and say why and what resolves it (I15). `closed`: the window was seen closed."""
     told = reasons
-    if state.window_may_be_open and state.windowed:
+    if state.window_may_be_open and state.windowed and not closed:
         told = (*reasons, "a dual-primary window of this guest's volumes may still be open")
     parked = replace(
         state,

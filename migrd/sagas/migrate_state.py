@@ -96,10 +96,15 @@ class MigrateState:
     source_ended: bool = False  # by our order: the answer that the guest runs on the target was lost
     source_clean: bool = False  # after the move the source was seen without the guest's definition
     proved: bool = False  # after the move both copies were seen to be one (I7)
-    given_up: bool = False  # the operator no longer waits for a source without power
+    missed: bool = False  # it was parked because its source has not been seen since it moved
+    given_up: bool = (
+        False  # and then an operator no longer waits for a source that has not been seen without it
+    )
+    adrift: int = 0  # migrate attempts that ended unknown: their job may go on, and nobody watches it
     back_to: Stage | None = None  # reconcile: the stage to try again if nothing has moved
     tries: int = 0  # of the present stage, since something succeeded
     failures: int = 0
+    undefines: int = 0  # in vain: the source still had the definition at the last look
     looks: int = 0  # how often the present stage has looked; not journalled
     trouble: tuple[str, ...] = ()  # what the latest failed try said
     reasons: tuple[str, ...] = ()  # why it goes back, is parked, or ended with a remark

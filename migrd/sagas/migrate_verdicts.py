@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from agents.protocol import Observation
 from migrd.reconcile import Pair, SideView, Verdict, verdict
+from migrd.sagas.commands import Abort
 from migrd.sagas.compare import open_windows, reasons_apart
 from migrd.sagas.events import Looked
-from migrd.sagas.guest_move import MAX_FAILURES, MAX_TRIES, MAX_TRIES_BOUND, backoff_s
+from migrd.sagas.guest_move import MAX_TRIES, MAX_TRIES_BOUND, backoff_s
 from migrd.sagas.migrate_moves import (
     Result,
     enter,
@@ -35,6 +36,7 @@ WAIT_LOOKS = 60  # at 0.2 s, then 1 s: about 50 s for a QEMU to go, a switch-ove
 ALARM_LOOKS = 3  # the two hosts are not looked at in one instant: a switch-over in between looks like two
 MOVED = (COMMIT_POINT, Verdict.STOPPED_ON_TARGET)
 ALARMS = (Verdict.BOTH_RUNNING, Verdict.WITHOUT_DISK, Verdict.UNEXPECTED)
+JOB_LOOK_S = 2.0
 LEFTOVER_LOOKS = 5  # libvirt removes its own incoming domain within a second or so
 UNKNOWN_LOOKS = 8  # with back-off: about two minutes
 HEALTH_LOOKS = 10
@@ -113,6 +115,7 @@ def _source_seen(state: MigrateState, pair: Pair) -> MigrateState:
 def _still_on_source(state: MigrateState, _found: Verdict) -> Result:
     if state.migrate_open:
         return follow(state, backoff_s(state.tries))
+    state = replace(state, adrift=0)
     if state.going_back:
         if state.back_to in BACK:
             return next_needed(state, BACK[BACK.index(state.back_to) :])
@@ -137,15 +140,25 @@ def _leftover(state: MigrateState, found: Verdict) -> Result:
 def _copying(state: MigrateState, found: Verdict) -> Result:
     if state.migrate_open:
         return follow(state, backoff_s(state.tries))
-    if state.failures >= MAX_FAILURES or not state.issued(Stage.MIGRATE):
+    if 0 < state.adrift <= MAX_TRIES_BOUND:
+        return take_up(state)
+    # Somebody else's job, one that nobody can end, or that of a request which the network held back: wait as
+    # long as for a move. The last one has an attempt that listens.
+    if state.looks * JOB_LOOK_S > state.request.deadline_s or not state.issued(Stage.MIGRATE):
         return _stuck(state, found)
-    return take_up(state)
+    stayed, commands = look_again(state, JOB_LOOK_S)
+    if state.cancelled or state.going_back:
+        stop = Abort(host=state.request.source, step=Stage.MIGRATE, attempt=state.attempts[Stage.MIGRATE])
+        return stayed, (stop, *commands)
+    return stayed, commands
 
 
 def _switching(state: MigrateState, found: Verdict) -> Result:
-    """Back to the attempt, if its end is not known: there a source that is left behind is ended (I1)."""
+    """Back to an attempt, if the job has perhaps not ended: it ends a source that is left behind (I1)."""
     if state.migrate_open:
         return follow(state, backoff_s(state.tries))
+    if 0 < state.adrift <= MAX_TRIES_BOUND and state.looks >= ALARM_LOOKS:
+        return take_up(state)
     return _wait(state, found)
 
 
@@ -241,15 +254,19 @@ def _stuck(state: MigrateState, found: Verdict) -> Result:
 
 def _unknown(state: MigrateState, event: Looked, pair: Pair) -> Result:
     """A host does not answer: wait with back-off, then park until it returns."""
+    away = pair.source in (SideView.UNKNOWN, SideView.OFF) and pair.target in _ARRIVED
+    if state.committed and not state.source_clean and away:
+        return _without_source(state, event, pair)
     if state.looks < UNKNOWN_LOOKS:
         return look_again(state, backoff_s(state.looks))
     silent = tuple(
-        state.host(side)
+        (side, state.host(side))
         for side, view in ((Side.SOURCE, pair.source), (Side.TARGET, pair.target))
         if view in (SideView.UNKNOWN, SideView.OFF)
     )
     trouble = tuple(dict.fromkeys((*state.trouble, *event.reasons))) or tuple(
-        f"{host} shows a state that is not understood" for host in silent
+        f"{host} has no power" if side in event.off else f"{host} shows a state that is not understood"
+        for side, host in silent
     )
     state = replace(state, trouble=trouble)
     alone = pair.source is SideView.RUNNING and not pair.job and not state.migrate_open
@@ -257,7 +274,7 @@ def _unknown(state: MigrateState, event: Looked, pair: Pair) -> Result:
         if not state.going_back:
             state = replace(state, going_back=True, reasons=trouble)
         return enter(state, Stage.SALVAGE)
-    return park(state, trouble, waits_for=silent)
+    return park(state, trouble, waits_for=tuple(host for _, host in silent))
 
 
 _BEFORE_COMMIT: Mapping[Verdict, Callable[[MigrateState, Verdict], Result]] = {
@@ -296,10 +313,12 @@ def verify(state: MigrateState, event: Looked) -> Result:
     if found not in (Verdict.MOVED, Verdict.STOPPED_ON_TARGET, Verdict.MOVED_PAUSED):
         return _stuck(state, found) if found in ALARMS else _wait(state, found)
     state = _source_seen(state, pair)
-    if pair.source is SideView.OFF and not state.source_clean and not state.given_up:
-        return _source_off(state)
-    if pair.source is SideView.STOPPED or (pair.source is SideView.GONE and not state.proved):
-        return _finish_again(state)
+    if pair.source is SideView.OFF and not state.source_clean:
+        return _without_source(state, event, pair)
+    if pair.source is SideView.STOPPED:
+        return _undefine_again(state)
+    if pair.source is SideView.GONE and not state.proved:
+        return look(state, Stage.RECONCILE)  # it has returned meanwhile: its copy is compared there
     return _moved(state, event, found)
 
 
@@ -317,38 +336,48 @@ def _moved(state: MigrateState, event: Looked, found: Verdict) -> Result:
     return replace(state, stage=Stage.DONE, reasons=(*remarks, *_of_the_source(state))), ()
 
 
-def _source_off(state: MigrateState) -> Result:
-    """It lost its power before libvirt's Confirm: its definition is still there, its copy is not compared."""
+_ARRIVED = (SideView.RUNNING, SideView.PAUSED, SideView.STOPPED)
+
+
+def _without_source(state: MigrateState, event: Looked, pair: Pair) -> Result:
+    """It has not been seen since the move: its definition may be there, its copy is not compared (I1, I7)."""
+    if pair.source is SideView.UNKNOWN and not state.given_up and state.looks < UNKNOWN_LOOKS:
+        return look_again(state, backoff_s(state.looks))
+    still_open = _flags(state, event)
+    if still_open:
+        return _close_again(state, still_open, Stage.CLOSE_WINDOW)
+    if state.given_up:
+        shown = {SideView.PAUSED: "paused", SideView.STOPPED: "shut off"}.get(pair.target, "")
+        remarks = (f"it is {shown} on {state.request.target}",) if shown else ()
+        return replace(state, stage=Stage.DONE, reasons=(*remarks, *_of_the_source(state))), ()
     source = state.request.source
-    left = _left_on(source, windowed=state.windowed and not state.proved)
     remedy = (
         f"power {source} on: the move ends by itself once it answers; if it never will: "
         f"migrctl op cancel {state.operation} ends the move as it is"
     )
-    return park(state, (left,), remedy=remedy, waits_for=(source,))
+    reasons = (*_of_the_source(state), *event.reasons)
+    return park(replace(state, missed=True), reasons, remedy=remedy, waits_for=(source,), closed=True)
 
 
-def _left_on(source: str, *, windowed: bool) -> str:
-    left = f"the guest has moved, and its definition may still be on {source}, which has no power (I1)"
-    return f"{left}; nor is it proved that no writes are left on the copy there (I7)" if windowed else left
-
-
-def _finish_again(state: MigrateState) -> Result:
-    """The source has returned, perhaps with its definition: what was not done there is done now."""
-    failures = state.failures + 1
-    if failures >= MAX_TRIES_BOUND:
+def _undefine_again(state: MigrateState) -> Result:
+    """The source has returned, with its definition: what was not done there is done now."""
+    undefines = state.undefines + 1
+    if undefines >= MAX_TRIES_BOUND:
         source, name = state.request.source, state.request.name
         left = f"the guest has moved, and its definition is still on {source} (I1)"
         remedy = f"virsh undefine {name} on {source}; then migrctl op resume {state.operation}"
         return park(state, (left,), remedy=remedy)
-    return look(replace(state, failures=failures, back_to=None), Stage.RECONCILE, backoff_s(failures - 1))
+    again = replace(state, undefines=undefines, back_to=None)
+    return look(again, Stage.RECONCILE, backoff_s(undefines - 1))
 
 
 def _of_the_source(state: MigrateState) -> tuple[str, ...]:
     """What the operator should know of the source if libvirt did not come to its Confirm there."""
     source, target = state.request.source, state.request.target
     if not state.source_clean:
-        return (_left_on(source, windowed=state.windowed and not state.proved),)
+        left = f"the guest has moved, and its definition may still be on {source}, which does not answer (I1)"
+        unproved = "; nor is it proved that no writes are left on the copy there (I7)"
+        return (left + (unproved if state.windowed and not state.proved else ""),)
     if state.source_ended:
         return (
             f"the answer of {target} was lost in the switch-over: the QEMU left on {source} was told to end",

@@ -132,6 +132,38 @@ def test_an_operator_ends_a_move_whose_source_never_returns() -> None:
     assert "definition may still be on h1" in state.reasons[-1]
 
 
+@pytest.mark.parametrize("target", [DomainState.RUNNING, DomainState.PAUSED, DomainState.SHUTOFF])
+@pytest.mark.parametrize("off", [OFF, ()], ids=["off", "bmc-dead-too"])
+def test_i15_it_ends_so_whatever_the_guest_does_on_the_target_and_the_bmc_says(
+    target: DomainState, off: tuple[Side, ...]
+) -> None:
+    """The machine has left the rack."""
+    state, _ = migrate.step(parked(), CancelRequested())
+    here = Looked(source=None, target=seen(target, generation="two"), off=off, reasons=("h1 is silent",))
+    for _ in range(3):
+        if state.stage.ended:
+            break
+        state, _ = finish(*migrate.step(state, here))
+    assert state.stage is Stage.DONE
+
+
+def test_i16_a_cancel_of_the_drain_is_no_word_about_the_source() -> None:
+    """It is repeated when the daemon has died over it."""
+    state, _ = migrate.step(parked(), CancelRequested(by="parent"))
+    state, _ = finish(*migrate.step(state, looked(None)))
+    state, _ = migrate.step(state, looked(None))
+    assert state.stage is Stage.PARKED
+
+
+def test_a_source_that_falls_silent_altogether_is_told_with_the_same_way_out() -> None:
+    state, _ = finish(*migrate.step(MOVED, looked(None)))
+    silent = Looked(source=None, target=RUNS, reasons=("h1 does not answer",), number=99)
+    state, _ = migrate.step(state, silent)
+    assert (state.stage, state.waits_for) == (Stage.PARKED, ("h1",))
+    assert "migrctl op cancel op-1" in state.remedy
+    assert "window" not in " ".join(state.reasons), "it was seen closed"
+
+
 def test_a_cancel_that_came_too_late_is_no_word_about_the_source() -> None:
     state, _ = finish(*migrate.step(replace(MOVED, cancelled=True), looked(None)))
     state, _ = migrate.step(state, looked(None))

@@ -8,16 +8,20 @@ import pytest
 
 from agents.protocol import DomainState, MigrateDomain, Outcome
 from migrd.sagas import migrate
-from migrd.sagas.commands import Call, SagaCommand
+from migrd.sagas.commands import Abort, Call, Look, SagaCommand
 from migrd.sagas.events import Answered, CancelRequested
-from migrd.sagas.guest_move import MAX_FAILURES
+from migrd.sagas.guest_move import MAX_TRIES_BOUND
 from migrd.sagas.migrate_state import MigrateState, Stage
 from storage.words import Side
 from tests.core.test_saga_table import REQUEST, looked
 
 COPIES = looked(DomainState.RUNNING, DomainState.PAUSED_INCOMING, job=True)
 GIVEN_UP = MigrateState(
-    operation="op-1", request=REQUEST, stage=Stage.RECONCILE, attempts={Stage.PREPARE: 1, Stage.MIGRATE: 1}
+    operation="op-1",
+    request=REQUEST,
+    stage=Stage.RECONCILE,
+    attempts={Stage.PREPARE: 1, Stage.MIGRATE: 1},
+    adrift=1,
 )
 
 
@@ -67,22 +71,59 @@ def test_a_job_that_is_lost_sight_of_twice_is_aborted_and_asked_after_less_and_l
 
 def test_i20_one_that_never_ends_parks() -> None:
     state = GIVEN_UP
-    for _ in range(MAX_FAILURES):
+    for _ in range(MAX_TRIES_BOUND):
         state, call, _ = taken_up(state)
         state = given_up_again(state, call)
-    state, commands = migrate.step(state, COPIES)
+    state, _ = migrate.step(state, COPIES)
+    assert state.stage is Stage.RECONCILE, "from here on it is only waited for"
+    state, commands = migrate.step(state, replace(COPIES, number=9999))
     assert (state.stage, commands) == (Stage.PARKED, ())
     assert state.reasons[-1] == "a job still runs on the guest on h1"
 
 
 def test_a_job_on_a_guest_that_was_never_migrated_is_left_alone() -> None:
-    state, commands = migrate.step(replace(GIVEN_UP, attempts={Stage.PREPARE: 1}), COPIES)
+    state, commands = migrate.step(replace(GIVEN_UP, attempts={Stage.PREPARE: 1}, adrift=0), COPIES)
     assert (state.stage, commands) == (Stage.PARKED, ())
 
 
 def test_one_that_begins_after_all_was_undone_is_not_taken_for_the_end() -> None:
-    """The network held the request back."""
-    undone = replace(GIVEN_UP, stage=Stage.VERIFY_BACK, going_back=True)
+    """The network held the request back: an attempt runs, and hears the abort."""
+    undone = replace(GIVEN_UP, stage=Stage.VERIFY_BACK, going_back=True, adrift=0)
     state, _ = migrate.step(undone, COPIES)
     assert state.stage is Stage.RECONCILE
-    assert taken_up(state)[2].unwanted
+    _, commands = migrate.step(state, COPIES)
+    assert [type(each) for each in commands] == [Abort, Look]
+
+
+def test_a_job_in_the_way_of_a_move_that_was_not_begun_is_waited_for_and_the_move_made_then() -> None:
+    """Somebody's backup: the agent answered "another libvirt job runs", so nothing of ours is under way."""
+    asked = replace(GIVEN_UP, stage=Stage.MIGRATE, migrate_open=True, adrift=0)
+    no = Answered(side=Side.SOURCE, step="migrate", attempt=1, outcome=Outcome.RETRYABLE, reasons=("busy",))
+    state, _ = migrate.step(asked, no)
+    for number in range(1, 100):
+        state, (look,) = migrate.step(state, replace(COPIES, number=number))
+        assert isinstance(look, Look)
+    state, commands = migrate.step(state, looked(DomainState.RUNNING, DomainState.ABSENT))
+    call = the_call(commands)
+    assert isinstance(call.command, MigrateDomain)
+    assert not call.command.under_way
+
+
+def test_a_follower_that_the_agent_never_saw_does_not_count_against_the_move() -> None:
+    """The daemon died between its row and its request."""
+    state, call, _ = taken_up(GIVEN_UP)
+    unseen = Answered(side=Side.SOURCE, step=call.step, attempt=call.attempt, outcome=Outcome.RETRYABLE)
+    state, _ = migrate.step(state, unseen)
+    assert not taken_up(state)[2].unwanted
+
+
+@pytest.mark.parametrize("target", [DomainState.RUNNING, DomainState.PAUSED_INCOMING])
+def test_i1_a_switch_over_that_nobody_follows_is_taken_up_so_that_an_order_can_reach_it(
+    target: DomainState,
+) -> None:
+    state, _ = migrate.step(GIVEN_UP, looked(DomainState.PAUSED, target, job=True))
+    assert state.stage in (Stage.RECONCILE, Stage.SETTLE), "perhaps it ends by itself, in a moment"
+    state, commands = migrate.step(state, replace(looked(DomainState.PAUSED, target, job=True), number=3))
+    call = the_call(commands)
+    assert isinstance(call.command, MigrateDomain)
+    assert (state.migrate_open, call.command.under_way) == (True, True)

@@ -267,7 +267,6 @@ def _shutdown(sim: Sim, deed: Deed) -> None:
 def _destroy(sim: Sim, deed: Deed) -> None:
     guest, host = sim.world.guest(deed.words[0]), deed.words[1]
     sim.world.excused.add(guest.uuid)
-    sim.world.twice.discard(guest.uuid)
     sim.world.end_process(host, guest.uuid, keep=True, reason="destroyed")
 
 

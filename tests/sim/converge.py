@@ -50,6 +50,9 @@ async def converge(sim: Sim) -> None:
             await _wish(sim, each, cancel=number >= RESUMES)
         await sim.pass_time(BETWEEN_ROUNDS_S)
     await sim.until(lambda: _settled(sim), at_most_s=SETTLES_IN_S)
+    for each in sim.operations():  # a move that was ended without its source, which is back by now
+        if each.guest and f"definition may still be on {each.source}" in each.reason:
+            sim.world.undefine_by_hand(each.source, each.guest)
 
 
 def _stopping(sim: Sim) -> bool:
@@ -123,8 +126,9 @@ async def _wish(sim: Sim, operation: Operation, *, cancel: bool) -> None:
         return
     if any(f"{host} answers again" in found.remedy for host in sim.bmcs.off_by_migrd):
         await _bring_back_all(sim)  # a cold move began just as the power of its source was about to go
-    if "virsh undefine" in found.remedy and found.guest and found.target:
-        sim.world.undefine_by_hand(found.target, found.guest)  # its other definition is on the source
+    if "virsh undefine" in found.remedy and found.guest:
+        here = found.source if f"on {found.source}" in found.remedy else found.target
+        sim.world.undefine_by_hand(here, found.guest)  # its other definition is on the other host
     if "stop the wrong one by hand" in found.remedy and found.guest:
         sim.world.end_wrong_one_by_hand(found.source, found.guest)
     with contextlib.suppress(*NOT_NOW):  # it went on by itself meanwhile

@@ -392,7 +392,7 @@ MUTATIONS: tuple[Mutation, ...] = (
             Edit(
                 file="migrd/sagas/cold_moves.py",
                 old="        case ColdStage.SETTLE | ColdStage.SWEEP:\n",
-                new="        case ColdStage.SETTLE:\n            return False\n        case ColdStage.SWEEP:\n",
+                new="        case ColdStage.SWEEP:\n",
             ),
         ),
     ),

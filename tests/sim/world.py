@@ -277,7 +277,6 @@ class World:
     def end_wrong_one_by_hand(self, host: str, uuid: str) -> None:
         """`virsh destroy` of the instance that a person takes for the wrong one."""
         if uuid in self.twice:
-            self.twice.discard(uuid)
             self.end_process(host, uuid, keep=True, reason="destroyed")
 
     def end_process(self, host: str, uuid: str, *, keep: bool, reason: str = "shutdown") -> None:
@@ -286,6 +285,7 @@ class World:
         domain = machine.domains.pop(uuid)
         if keep:
             machine.domains[uuid] = Domain(DomainState.SHUTOFF, reason, process=False, ran=domain.ran)
+        self.twice.discard(uuid)
         if domain.process:
             machine.ending.add(uuid)
             self.later(self.between((0.0, 0.4)), self._reaped, host, uuid, keep)
@@ -580,6 +580,7 @@ class World:
             if d.persistent
         }
         self.excused |= {uuid for uuid in lost if not self.where(uuid)}
+        self.twice -= lost
         machine.ending.clear()
         machine.sessions.clear()
         machine.listeners.clear()
