@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from agents.protocol import DomainState
 from migrd.operations import Operation, OperationState
 from migrd.ports import JournalReadOnly
+from migrd.sagas.migrate_state import MigrateState, Stage
 from storage.errors import Refused, Unknown
 from storage.words import DrbdVolume
 from tests.sim.drbd import Resource
@@ -50,9 +51,11 @@ async def converge(sim: Sim) -> None:
             await _wish(sim, each, cancel=number >= RESUMES)
         await sim.pass_time(BETWEEN_ROUNDS_S)
     await sim.until(lambda: _settled(sim), at_most_s=SETTLES_IN_S)
-    for each in sim.operations():  # a move that was ended without its source, which is back by now
-        if each.guest and f"definition may still be on {each.source}" in each.reason:
-            sim.world.undefine_by_hand(each.source, each.guest)
+    for (
+        state
+    ) in sim.books.states.values():  # a move that a person ended without its source, which is back now
+        if isinstance(state, MigrateState) and state.given_up and state.stage is Stage.DONE:
+            sim.world.undefine_by_hand(state.request.source, state.request.guest)
 
 
 def _stopping(sim: Sim) -> bool:

@@ -424,19 +424,28 @@ MUTATIONS: tuple[Mutation, ...] = (
         "    return pair.source is SideView.PAUSED and _has_run(pair.target, event.target)",
         "    return pair.source is SideView.PAUSED",
     ),
-    _one(
-        "a definition that libvirt left on the source stays there",
-        "I1 I15",
-        _MOVES,
-        "            return not state.source_clean\n",
-        "            return False\n",
+    Mutation(
+        name="a definition that libvirt left on the source stays there",
+        invariant="I1 I16",
+        edits=(  # each of the two guards holds alone
+            Edit(
+                file=_MOVES,
+                old="            return not state.source_clean\n",
+                new="            return False\n",
+            ),
+            Edit(
+                file=_MIGRATE,
+                old="    if pair.source is SideView.STOPPED:\n        return _undefine_again(state)\n",
+                new="",
+            ),
+        ),
     ),
     _one(
         "a move is done though its source lost its power before libvirt's Confirm",
         "I1 I16",
         _MIGRATE,
-        "    if pair.source is SideView.OFF and not state.source_clean and not state.given_up:\n"
-        "        return _source_off(state)\n",
+        "    if pair.source is SideView.OFF and not state.source_clean:\n"
+        "        return _without_source(state, event, pair)\n",
         "",
     ),
     _one(
