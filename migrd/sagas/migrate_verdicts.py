@@ -35,6 +35,7 @@ from storage.words import DrbdVolume, Health, Side
 WAIT_LOOKS = 60  # at 0.2 s, then 1 s: about 50 s for a QEMU to go, a switch-over to end
 ALARM_LOOKS = 3  # the two hosts are not looked at in one instant: a switch-over in between looks like two
 MOVED = (COMMIT_POINT, Verdict.STOPPED_ON_TARGET)
+ARRIVED = (SideView.RUNNING, SideView.PAUSED, SideView.STOPPED)  # on the target, once it has moved
 ALARMS = (Verdict.BOTH_RUNNING, Verdict.WITHOUT_DISK, Verdict.UNEXPECTED)
 JOB_LOOK_S = 2.0
 LEFTOVER_LOOKS = 5  # libvirt removes its own incoming domain within a second or so
@@ -254,7 +255,7 @@ def _stuck(state: MigrateState, found: Verdict) -> Result:
 
 def _unknown(state: MigrateState, event: Looked, pair: Pair) -> Result:
     """A host does not answer: wait with back-off, then park until it returns."""
-    away = pair.source in (SideView.UNKNOWN, SideView.OFF) and pair.target in _ARRIVED
+    away = pair.source in (SideView.UNKNOWN, SideView.OFF) and pair.target in ARRIVED
     if state.committed and not state.source_clean and away:
         return _without_source(state, event, pair)
     if state.looks < UNKNOWN_LOOKS:
@@ -323,6 +324,7 @@ def verify(state: MigrateState, event: Looked) -> Result:
 
 
 def _moved(state: MigrateState, event: Looked, found: Verdict) -> Result:
+    """Both hosts have been seen as they should be: are the flags cleared, and is all well?"""
     still_open = _flags(state, event)
     if still_open:
         return _close_again(state, still_open, Stage.CLOSE_WINDOW)
@@ -334,9 +336,6 @@ def _moved(state: MigrateState, event: Looked, found: Verdict) -> Result:
         what = "shut down" if found is Verdict.STOPPED_ON_TARGET else f"paused on {state.request.target}"
         remarks = (*ill, f"it was {what} after it moved")
     return replace(state, stage=Stage.DONE, reasons=(*remarks, *_of_the_source(state))), ()
-
-
-_ARRIVED = (SideView.RUNNING, SideView.PAUSED, SideView.STOPPED)
 
 
 def _without_source(state: MigrateState, event: Looked, pair: Pair) -> Result:
