@@ -10,6 +10,7 @@ running, which is why the state is looked at in the very thread that calls.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import libvirt
@@ -27,9 +28,11 @@ FLAGS = int(
 NOBODYS_METADATA = "urn:migrd:settle"
 
 
-def move_definition(connection: Any, uuid: str, target_uri: str, target_address: str) -> None:
-    """Returns when libvirt reports success. Raises libvirtError, or Refused."""
-    domain = _shut_off(connection, uuid)
+def move_definition(
+    connection: Any, uuid: str, target_uri: str, target_address: str, *, unwanted: Callable[[], bool]
+) -> None:
+    """Returns when libvirt reports success. Raises libvirtError; Refused: not shut off, or unwanted."""
+    domain = _shut_off(connection, uuid, unwanted)
     if not domain.isPersistent():
         raise Refused(f"domain {uuid} is transient: it has no definition to move")
     # Without a URI the target would name itself, and refuses when its own name resolves to localhost.
@@ -49,16 +52,19 @@ def settle(connection: Any, uuid: str) -> None:
     )
 
 
-def start(connection: Any, uuid: str) -> None:
-    """Returns when libvirt has started it. Raises libvirtError, or Refused."""
-    _shut_off(connection, uuid).createWithFlags(0)
+def start(connection: Any, uuid: str, *, unwanted: Callable[[], bool]) -> None:
+    """Returns when libvirt has started it. Raises libvirtError; Refused: not shut off, or unwanted by now."""
+    _shut_off(connection, uuid, unwanted).createWithFlags(0)
 
 
-def _shut_off(connection: Any, uuid: str) -> Any:
+def _shut_off(connection: Any, uuid: str, unwanted: Callable[[], bool]) -> Any:
+    """The domain, right before it is acted on. `unwanted`: whoever asked has given up, and says "unknown"."""
     domain = libvirt_reads.find(connection, uuid)
     if domain is None:
         raise Refused(f"domain {uuid} is not on this host")
     found = libvirt_reads.facts(connection, uuid)
     if found.state is not DomainState.SHUTOFF:
         raise Refused(f"domain {uuid} is {found.state} ({found.reason}), not shut off")
+    if unwanted():  # libvirtd was slow to answer these looks: by now the daemon has gone on from what it saw
+        raise Refused(f"domain {uuid}: this came too late, and nothing was done")
     return domain

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -217,7 +218,9 @@ class LibvirtHypervisor:
         """See words.Hypervisor."""
         await self._cold(
             uuid,
-            lambda connection: libvirt_cold.move_definition(connection, uuid, target_uri, target_address),
+            lambda connection, unwanted: libvirt_cold.move_definition(
+                connection, uuid, target_uri, target_address, unwanted=unwanted
+            ),
             move_verdict,
         )
 
@@ -235,26 +238,37 @@ class LibvirtHypervisor:
 
     async def start(self, uuid: str) -> None:
         """See words.Hypervisor."""
-        await self._cold(uuid, lambda connection: libvirt_cold.start(connection, uuid), start_verdict)
+        await self._cold(
+            uuid,
+            lambda connection, unwanted: libvirt_cold.start(connection, uuid, unwanted=unwanted),
+            start_verdict,
+        )
 
     # -- inside ----------------------------------------------------------------------------------
 
     async def _cold(
         self,
         uuid: str,
-        function: Callable[[Any], None],
+        function: Callable[[Any, Callable[[], bool]], None],
         judge: Callable[[int, str, DomainState], OutcomeError],
     ) -> None:
-        """On a connection of its own: it may take long, and must not hold up reads."""
+        """On a connection of its own: it may take long, and must not hold up reads.
+
+        A thread that is past its deadline goes on: it is told that nobody waits for it any more.
+        """
         link = Link(self._uri, "libvirt-cold", slots=1)
+        given_up = threading.Event()
         try:
-            await link.call(function, deadline_s=COLD_DEADLINE_S)
+            await link.call(
+                lambda connection: function(connection, given_up.is_set), deadline_s=COLD_DEADLINE_S
+            )
         except Lost as error:
             raise Unknown(f"the connection to libvirt broke: {error}") from None
         except libvirt.libvirtError as error:
             after = await self._after_error(uuid)
             raise judge(error.get_error_code(), str(error), after.state) from None
         finally:
+            given_up.set()
             await link.close()
 
     async def _read(

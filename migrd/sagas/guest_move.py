@@ -26,7 +26,7 @@ MAX_BACKOFF_S = 30.0
 
 def backoff_s(tries: int) -> float:
     """1, 2, 4 ... 30 seconds; 0 before the first retry is counted."""
-    return 0.0 if tries < 1 else min(MAX_BACKOFF_S, float(2 ** (tries - 1)))
+    return 0.0 if tries < 1 else min(MAX_BACKOFF_S, float(2 ** min(tries - 1, 10)))
 
 
 def look_of(request: MigrateRequested | ColdRequested, number: int, after_s: float) -> Look:

@@ -61,7 +61,14 @@ def step(state: MigrateState, event: Event) -> Result:
     if handler is None:
         raise IllegalEvent(f"{state.operation}: {type(event).__name__} in stage {state.stage}")
     if isinstance(event, Looked):
-        state = replace(state, looks=event.number, off=event.off)
+        away = event.source is None
+        state = replace(
+            state,
+            looks=event.number,
+            off=event.off,
+            missed=state.missed and away,
+            given_up=state.given_up and away,
+        )
     return handler(state, event)
 
 
@@ -115,8 +122,10 @@ def _wake(state: MigrateState) -> Result:
         state,
         tries=0,
         failures=0,
-        undefines=0,
+        rounds=0,
+        returns=0,
         adrift=min(state.adrift, 1),
+        followers=0,
         looks=0,
         back_to=None,
         waits_for=(),
@@ -213,7 +222,7 @@ def _migrated(state: MigrateState, event: Answered) -> Result:
     if event.outcome is Outcome.UNKNOWN:
         state = replace(state, adrift=state.adrift + 1)
     state = replace(state, trouble=event.reasons or (f"the migration ended: {event.outcome}",))
-    if event.outcome is Outcome.RETRYABLE:
+    if event.outcome is Outcome.RETRYABLE and not state.adrift:
         return retry(state, [event])
     return look(replace(state, back_to=None), Stage.RECONCILE)
 

@@ -33,6 +33,7 @@ from storage.words import Side
 
 Result = tuple[MigrateState, tuple[SagaCommand, ...]]
 
+ROUNDS_MAX = 12
 MIGRATE_GRACE_S = 120.0  # beyond the migration's own deadline: the agent aborts, libvirt cleans up
 
 
@@ -98,7 +99,8 @@ def take_up(state: MigrateState) -> Result:
     Whoever gave up two of them could not see the job, or could not end it: from then on it is aborted.
     """
     unwanted = state.cancelled or state.going_back or state.adrift > 1
-    entered, (call,) = enter(replace(state, back_to=None), Stage.MIGRATE, backoff_s(state.adrift - 1))
+    counted = replace(state, followers=state.followers + 1, back_to=None)
+    entered, (call,) = enter(counted, Stage.MIGRATE, backoff_s(state.followers))
     assert isinstance(call, Call)
     assert isinstance(call.command, MigrateDomain)
     return entered, (replace(call, command=replace(call.command, under_way=True, unwanted=unwanted)),)
@@ -127,7 +129,7 @@ def _has_work(state: MigrateState, stage: Stage) -> bool:  # noqa: PLR0911 - a t
         case Stage.SWEEP:
             return state.issued(Stage.MIGRATE)
         case Stage.UNDEFINE_SOURCE:
-            return not state.source_clean
+            return state.proved and not state.source_clean
         case Stage.CLOSE_BACK:
             return state.issued(Stage.OPEN_WINDOW)
         case _:
@@ -139,7 +141,13 @@ def next_needed(state: MigrateState, order: Sequence[Stage]) -> Result:
     for stage in order:
         if needed(state, stage):
             return advance(state, stage)
-    return look(state, Stage.VERIFY if state.committed else Stage.VERIFY_BACK)
+    if state.rounds >= ROUNDS_MAX:
+        remedy = f"look at both hosts; then migrctl op resume {state.operation}"
+        return park(
+            state, ("whatever is done, both hosts show something else at the next look",), remedy=remedy
+        )
+    ended = replace(state, rounds=state.rounds + 1)
+    return look(ended, Stage.VERIFY if state.committed else Stage.VERIFY_BACK)
 
 
 def go_back(state: MigrateState, reasons: tuple[str, ...]) -> Result:

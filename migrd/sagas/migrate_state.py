@@ -101,10 +101,12 @@ class MigrateState:
         False  # and then an operator no longer waits for a source that has not been seen without it
     )
     adrift: int = 0  # migrate attempts that ended unknown: their job may go on, and nobody watches it
+    followers: int = 0  # attempts that were to take such a job up
     back_to: Stage | None = None  # reconcile: the stage to try again if nothing has moved
     tries: int = 0  # of the present stage, since something succeeded
     failures: int = 0
-    undefines: int = 0  # in vain: the source still had the definition at the last look
+    rounds: int = 0  # how often all steps of a way were done, and looked at
+    returns: int = 0  # of the source after the move: what was not done there had to be done then
     looks: int = 0  # how often the present stage has looked; not journalled
     trouble: tuple[str, ...] = ()  # what the latest failed try said
     reasons: tuple[str, ...] = ()  # why it goes back, is parked, or ended with a remark

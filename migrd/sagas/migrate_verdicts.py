@@ -116,7 +116,7 @@ def _source_seen(state: MigrateState, pair: Pair) -> MigrateState:
 def _still_on_source(state: MigrateState, _found: Verdict) -> Result:
     if state.migrate_open:
         return follow(state, backoff_s(state.tries))
-    state = replace(state, adrift=0)
+    state = replace(state, adrift=0, followers=0)
     if state.going_back:
         if state.back_to in BACK:
             return next_needed(state, BACK[BACK.index(state.back_to) :])
@@ -141,7 +141,7 @@ def _leftover(state: MigrateState, found: Verdict) -> Result:
 def _copying(state: MigrateState, found: Verdict) -> Result:
     if state.migrate_open:
         return follow(state, backoff_s(state.tries))
-    if 0 < state.adrift <= MAX_TRIES_BOUND:
+    if state.adrift and state.followers < MAX_TRIES_BOUND:
         return take_up(state)
     # Somebody else's job, one that nobody can end, or that of a request which the network held back: wait as
     # long as for a move. The last one has an attempt that listens.
@@ -158,7 +158,7 @@ def _switching(state: MigrateState, found: Verdict) -> Result:
     """Back to an attempt, if the job has perhaps not ended: it ends a source that is left behind (I1)."""
     if state.migrate_open:
         return follow(state, backoff_s(state.tries))
-    if 0 < state.adrift <= MAX_TRIES_BOUND and state.looks >= ALARM_LOOKS:
+    if state.adrift and state.followers < MAX_TRIES_BOUND and state.looks >= ALARM_LOOKS:
         return take_up(state)
     return _wait(state, found)
 
@@ -255,8 +255,7 @@ def _stuck(state: MigrateState, found: Verdict) -> Result:
 
 def _unknown(state: MigrateState, event: Looked, pair: Pair) -> Result:
     """A host does not answer: wait with back-off, then park until it returns."""
-    away = pair.source in (SideView.UNKNOWN, SideView.OFF) and pair.target in ARRIVED
-    if state.committed and not state.source_clean and away:
+    if state.committed and event.source is None and pair.target in ARRIVED:
         return _without_source(state, event, pair)
     if state.looks < UNKNOWN_LOOKS:
         return look_again(state, backoff_s(state.looks))
@@ -316,10 +315,8 @@ def verify(state: MigrateState, event: Looked) -> Result:
     state = _source_seen(state, pair)
     if pair.source is SideView.OFF and not state.source_clean:
         return _without_source(state, event, pair)
-    if pair.source is SideView.STOPPED:
-        return _undefine_again(state)
-    if pair.source is SideView.GONE and not state.proved:
-        return look(state, Stage.RECONCILE)  # it has returned meanwhile: its copy is compared there
+    if pair.source is SideView.STOPPED or (pair.source is SideView.GONE and not state.proved):
+        return _source_returned(state, pair)
     return _moved(state, event, found)
 
 
@@ -339,7 +336,7 @@ def _moved(state: MigrateState, event: Looked, found: Verdict) -> Result:
 
 
 def _without_source(state: MigrateState, event: Looked, pair: Pair) -> Result:
-    """It has not been seen since the move: its definition may be there, its copy is not compared (I1, I7)."""
+    """Its definition may still be there, its copy not compared, or its disks not let go (I1, I7)."""
     if pair.source is SideView.UNKNOWN and not state.given_up and state.looks < UNKNOWN_LOOKS:
         return look_again(state, backoff_s(state.looks))
     still_open = _flags(state, event)
@@ -348,35 +345,41 @@ def _without_source(state: MigrateState, event: Looked, pair: Pair) -> Result:
     if state.given_up:
         shown = {SideView.PAUSED: "paused", SideView.STOPPED: "shut off"}.get(pair.target, "")
         remarks = (f"it is {shown} on {state.request.target}",) if shown else ()
-        return replace(state, stage=Stage.DONE, reasons=(*remarks, *_of_the_source(state))), ()
+        return replace(state, stage=Stage.DONE, reasons=(*remarks, _left_there(state))), ()
     source = state.request.source
     remedy = (
         f"power {source} on: the move ends by itself once it answers; if it never will: "
         f"migrctl op cancel {state.operation} ends the move as it is"
     )
-    reasons = (*_of_the_source(state), *event.reasons)
+    reasons = (_left_there(state), *event.reasons)
     return park(replace(state, missed=True), reasons, remedy=remedy, waits_for=(source,), closed=True)
 
 
-def _undefine_again(state: MigrateState) -> Result:
-    """The source has returned, with its definition: what was not done there is done now."""
-    undefines = state.undefines + 1
-    if undefines >= MAX_TRIES_BOUND:
+def _left_there(state: MigrateState) -> str:
+    source = state.request.source
+    if state.source_clean:
+        return f"the guest has moved, and {source} does not answer: it may not have let its disks go"
+    left = f"the guest has moved, and its definition may still be on {source}, which does not answer (I1)"
+    unproved = "; nor is it proved that no writes are left on the copy there (I7)"
+    return left + (unproved if state.windowed and not state.proved else "")
+
+
+def _source_returned(state: MigrateState, pair: Pair) -> Result:
+    """What was not done there is done now: its copy compared, its definition removed."""
+    returns = state.returns + 1
+    if returns >= MAX_TRIES_BOUND:
         source, name = state.request.source, state.request.name
+        resume = f"migrctl op resume {state.operation}"
+        if pair.source is not SideView.STOPPED:
+            return park(state, (f"the guest has moved, and {source} comes and goes",), remedy=resume)
         left = f"the guest has moved, and its definition is still on {source} (I1)"
-        remedy = f"virsh undefine {name} on {source}; then migrctl op resume {state.operation}"
-        return park(state, (left,), remedy=remedy)
-    again = replace(state, undefines=undefines, back_to=None)
-    return look(again, Stage.RECONCILE, backoff_s(undefines - 1))
+        return park(state, (left,), remedy=f"virsh undefine {name} on {source}; then {resume}")
+    return look(replace(state, returns=returns, back_to=None), Stage.RECONCILE, backoff_s(returns - 1))
 
 
 def _of_the_source(state: MigrateState) -> tuple[str, ...]:
     """What the operator should know of the source if libvirt did not come to its Confirm there."""
     source, target = state.request.source, state.request.target
-    if not state.source_clean:
-        left = f"the guest has moved, and its definition may still be on {source}, which does not answer (I1)"
-        unproved = "; nor is it proved that no writes are left on the copy there (I7)"
-        return (left + (unproved if state.windowed and not state.proved else ""),)
     if state.source_ended:
         return (
             f"the answer of {target} was lost in the switch-over: the QEMU left on {source} was told to end",
@@ -393,7 +396,7 @@ def verify_back(state: MigrateState, event: Looked) -> Result:
     if found is Verdict.UNKNOWN:
         return _unknown(state, event, pair)
     if pair.target is SideView.INCOMING and found in (Verdict.TARGET_LEFTOVER, Verdict.STOPPED_ON_SOURCE):
-        return _leftover(state, found)
+        return look_again(state, 0.5) if state.looks < LEFTOVER_LOOKS else look(state, Stage.RECONCILE)
     if found in (Verdict.STILL_ON_SOURCE, Verdict.STOPPED_ON_SOURCE):
         still_open = _flags(state, event)
         if still_open:

@@ -157,6 +157,27 @@ async def test_a_definition_read_again_after_it_changed() -> None:
         connection.close()
 
 
+def test_i16_a_thread_that_nobody_waits_for_any_more_begins_nothing() -> None:
+    """libvirtd was slow to tell that the domain is shut off; the daemon has been told "unknown" since."""
+    connection = libvirt.open(URI)
+    name = f"m{time.monotonic_ns()}"
+    xml = f"<domain type='test'><name>{name}</name><memory>8192</memory><os><type>hvm</type></os></domain>"
+    domain = connection.defineXML(xml)
+    uuid = domain.UUIDString()
+    try:
+        with pytest.raises(Refused, match="too late"):
+            libvirt_cold.start(connection, uuid, unwanted=lambda: True)
+        with pytest.raises(Refused, match="too late"):
+            libvirt_cold.move_definition(connection, uuid, URI, "tcp://x", unwanted=lambda: True)
+        assert not domain.isActive()
+        libvirt_cold.start(connection, uuid, unwanted=lambda: False)
+        assert domain.isActive()
+    finally:
+        domain.destroy()
+        domain.undefine()
+        connection.close()
+
+
 async def test_a_definition_that_is_settled_is_as_it_was_and_one_that_is_gone_is_not() -> None:
     async with connected() as hypervisor:
         before = next(e for e in (await hypervisor.report()).domains if e.facts.uuid == TEST_DOMAIN)

@@ -164,6 +164,44 @@ def test_a_source_that_falls_silent_altogether_is_told_with_the_same_way_out() -
     assert "window" not in " ".join(state.reasons), "it was seen closed"
 
 
+def test_a_source_that_answers_again_is_not_given_up_whatever_was_said_before() -> None:
+    """Its agent is up, its libvirtd not yet: in a minute it can be seen to."""
+    state, _ = migrate.step(parked(), CancelRequested())
+    boots = replace(seen(DomainState.UNKNOWN), qemu_process=False)
+    for number in (1, 2, 3):
+        state, _ = migrate.step(state, Looked(source=boots, target=RUNS, number=number))
+    assert not state.stage.ended
+    state, asked = finish(*migrate.step(state, looked(LEFT)))
+    assert asked[-1] == "undefine-source source"
+
+
+def test_i7_nothing_is_removed_there_before_its_copy_was_compared() -> None:
+    """It boots while the window closes: its agent answers, and nobody has looked at its disks yet."""
+    state, commands = migrate.step(MOVED, looked(None))
+    (call,) = commands
+    assert isinstance(call, Call)
+    again = Answered(side=Side.TARGET, step=call.step, attempt=call.attempt, outcome=Outcome.RETRYABLE)
+    state, _ = migrate.step(state, again)
+    flagged = replace(RUNS, volumes=tuple(replace(v, dual_primary_allowed=True) for v in RUNS.volumes))
+    silent = Looked(source=None, target=flagged, reasons=("h1 boots",), number=99)
+    state, asked = finish(*migrate.step(state, silent))
+    assert asked == ["close-window source", "close-window target"]
+    state, _ = migrate.step(state, looked(LEFT))
+    assert state.stage is Stage.RECONCILE
+
+
+def test_i15_a_source_that_libvirt_had_confirmed_and_that_never_answers_again_is_given_up_too() -> None:
+    state, _ = migrate.step(MOVED, looked(GONE))
+    gone = Looked(source=None, target=RUNS, reasons=("h1 does not answer",), number=99)
+    lost = replace(state, stage=Stage.RECONCILE, answers=())
+    state, _ = migrate.step(lost, gone)
+    assert state.stage is Stage.PARKED
+    assert "may not have let its disks go" in state.reasons[0]
+    state, _ = migrate.step(state, CancelRequested())
+    state, _ = migrate.step(state, gone)
+    assert state.stage is Stage.DONE
+
+
 def test_a_cancel_that_came_too_late_is_no_word_about_the_source() -> None:
     state, _ = finish(*migrate.step(replace(MOVED, cancelled=True), looked(None)))
     state, _ = migrate.step(state, looked(None))

@@ -117,6 +117,23 @@ def test_a_follower_that_the_agent_never_saw_does_not_count_against_the_move() -
     assert not taken_up(state)[2].unwanted
 
 
+@pytest.mark.parametrize("outcome", [Outcome.REFUSED, Outcome.RETRYABLE, Outcome.FAILED, Outcome.UNKNOWN])
+def test_i20_whatever_the_agent_says_to_its_followers_there_are_only_a_few(outcome: Outcome) -> None:
+    """An agent of before knows none; one whose ledger is full can begin none."""
+    state, waited_s = GIVEN_UP, 0.0
+    for _ in range(MAX_TRIES_BOUND):
+        state, call, _ = taken_up(state)
+        waited_s += call.after_s
+        told = Answered(
+            side=Side.SOURCE, step=call.step, attempt=call.attempt, outcome=outcome, reasons=("x",)
+        )
+        state, _ = migrate.step(state, told)
+    assert waited_s > 60
+    state, commands = migrate.step(state, COPIES)
+    assert [type(each) for each in commands if not isinstance(each, Abort)] == [Look]
+    assert state.stage is Stage.RECONCILE
+
+
 @pytest.mark.parametrize("target", [DomainState.RUNNING, DomainState.PAUSED_INCOMING])
 def test_i1_a_switch_over_that_nobody_follows_is_taken_up_so_that_an_order_can_reach_it(
     target: DomainState,
