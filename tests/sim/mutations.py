@@ -392,7 +392,8 @@ MUTATIONS: tuple[Mutation, ...] = (
             Edit(
                 file="migrd/sagas/cold_moves.py",
                 old="        case ColdStage.SETTLE | ColdStage.SWEEP:\n",
-                new="        case ColdStage.SWEEP:\n",
+                new="        case ColdStage.SETTLE:\n            return False\n"
+                "        case ColdStage.SWEEP:\n",
             ),
         ),
     ),
@@ -430,7 +431,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         edits=(  # each of the two guards holds alone
             Edit(
                 file=_MOVES,
-                old="            return not state.source_clean\n",
+                old="            return state.proved and not state.source_clean\n",
                 new="            return False\n",
             ),
             Edit(
