@@ -220,6 +220,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "migrd/power.py",
         '            return f"unknown: {answer}"',
         '            return "off"',
+        first=200,
     ),
     _one(
         "power goes off unchecked",
@@ -379,6 +380,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "        case Found.RUNS_ON_TARGET if state.cancelled:\n"
         "            return enter(replace(state, going_back=True), ColdStage.RETURN)\n"
         "        case Found.RUNS_ON_TARGET if state.issued(ColdStage.MOVE):\n",
+        first=300,
     ),
     Mutation(
         name="cold: a definition that libvirt still moves is swept",
@@ -436,8 +438,8 @@ MUTATIONS: tuple[Mutation, ...] = (
             ),
             Edit(
                 file=_MIGRATE,
-                old="    if pair.source is SideView.STOPPED:\n        return _undefine_again(state)\n",
-                new="",
+                old="    if pair.source is SideView.STOPPED or (",
+                new="    if False or (",
             ),
         ),
     ),
