@@ -405,6 +405,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "migrd/sagas/cold_moves.py",
         "    return state.down and (state.ran or state.issued(ColdStage.RELEASE))",
         "    return state.down and state.issued(ColdStage.RELEASE)",
+        first=220,
     ),
     _one(
         "cold: a step on the guest is forgotten over a restart",
