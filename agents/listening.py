@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 
 class ListenError(Exception):
@@ -27,6 +28,15 @@ def told_with(key: str, address: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ListenError(key, address, error) from error
+
+
+def tell_end(log: Any, who: str, group: BaseExceptionGroup[BaseException]) -> None:
+    """Called while `group` is handled: what ended `who`, in one line of a structlog logger if it can be."""
+    taken = only_listen_error(group)
+    if taken is None:
+        log.exception("a background loop died")
+    else:
+        log.error(f"{who} cannot run", error=str(taken))
 
 
 def only_listen_error(group: BaseExceptionGroup[BaseException]) -> ListenError | None:

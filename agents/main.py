@@ -14,7 +14,7 @@ import structlog
 from agents.config import DEFAULT_PATH, AgentConfig, load_agent
 from agents.daemon import serve
 from agents.ledger import LedgerError
-from agents.listening import only_listen_error
+from agents.listening import tell_end
 from agents.log import set_up
 from agents.toml_config import ConfigError
 from agents.wiring import real_parts
@@ -55,11 +55,7 @@ def run(argv: list[str]) -> int:
         log.error("agent cannot run", error=str(error))  # noqa: TRY400 - the message says all
         return EXIT_FAILED
     except ExceptionGroup as group:
-        taken = only_listen_error(group)
-        if taken is None:
-            log.exception("a background loop died")
-        else:
-            log.error("agent cannot run", error=str(taken))  # noqa: TRY400 - the message says all
+        tell_end(log, "agent", group)
         return EXIT_FAILED
     return 0
 

@@ -35,9 +35,7 @@ log = structlog.get_logger("migrd.executor")
 
 MAX_QUEUED = 10_000  # events per operation: of commands in flight, of people, one word of progress
 JOURNAL_RETRY_S = 2.0
-ANSWER_S = (
-    15.0  # a person waits no longer; above the journal's deadline, below the request timeout of migrctl
-)
+ANSWER_S = 15.0  # a person waits no longer: above the journal's deadline, below migrctl's request timeout
 
 
 class Doer(Protocol):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from agents.listening import only_listen_error
+from agents.listening import tell_end
 from agents.log import set_up
 from agents.toml_config import ConfigError
 from migrd.config import DEFAULT_PATH, load_daemon
@@ -64,11 +64,7 @@ def run(argv: list[str]) -> int:
         log.error("daemon cannot run", error=str(error))  # noqa: TRY400 - the message says all
         return EXIT_FAILED
     except ExceptionGroup as group:
-        taken = only_listen_error(group)
-        if taken is None:
-            log.exception("a background loop died")
-        else:
-            log.error("daemon cannot run", error=str(taken))  # noqa: TRY400 - the message says all
+        tell_end(log, "daemon", group)
         return EXIT_FAILED
     return 0
 

@@ -93,6 +93,11 @@ def follow(state: MigrateState, after_s: float) -> Result:
     return waiting, (stay,)
 
 
+def may_take_up(state: MigrateState) -> bool:
+    """Is there perhaps a job of ours that nobody watches, and have not too many tried to?"""
+    return state.adrift > 0 and state.followers < MAX_TRIES_BOUND
+
+
 def take_up(state: MigrateState) -> Result:
     """libvirt's job may go on though its attempt ended unknown: an attempt of its own watches it to its end.
 

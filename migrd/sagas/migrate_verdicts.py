@@ -17,6 +17,7 @@ from migrd.sagas.migrate_moves import (
     follow,
     look,
     look_again,
+    may_take_up,
     next_needed,
     park,
     start_back,
@@ -141,7 +142,7 @@ def _leftover(state: MigrateState, found: Verdict) -> Result:
 def _copying(state: MigrateState, found: Verdict) -> Result:
     if state.migrate_open:
         return follow(state, backoff_s(state.tries))
-    if state.adrift and state.followers < MAX_TRIES_BOUND:
+    if may_take_up(state):
         return take_up(state)
     # Somebody else's job, one that nobody can end, or that of a request which the network held back: wait as
     # long as for a move. The last one has an attempt that listens.
@@ -158,7 +159,7 @@ def _switching(state: MigrateState, found: Verdict) -> Result:
     """Back to an attempt, if the job has perhaps not ended: it ends a source that is left behind (I1)."""
     if state.migrate_open:
         return follow(state, backoff_s(state.tries))
-    if state.adrift and state.followers < MAX_TRIES_BOUND and state.looks >= ALARM_LOOKS:
+    if may_take_up(state) and state.looks >= ALARM_LOOKS:
         return take_up(state)
     return _wait(state, found)
 
