@@ -25,6 +25,7 @@ from tests.sim.trace import Trace
 CONNECT_TIMEOUT_S = 3.0
 REQUEST_TIMEOUT_S = 20.0
 RESET_S = 0.01
+ASKED_AT_MOST = 60  # times a second and host; the busiest second of a thousand ordinary seeds had 23
 
 
 class NotSent(Exception):  # noqa: N818 - what it is
@@ -82,6 +83,7 @@ class Network:
         self.obeyed: dict[str, int] = {}  # host -> highest epoch of a command it took (I4)
         self._context = Context()
         self._open: dict[str, dict[Exchange | Stream, None]] = {}  # in order, unlike a set
+        self._asked: dict[str, tuple[int, int]] = {}  # host -> a second, and the requests in it
 
     def add(self, host: str) -> None:
         self.links[host] = Link(host)
@@ -114,6 +116,14 @@ class Network:
             if link.to_daemon:
                 for each in self._open[host]:
                     each.flush()
+
+    def asked(self, host: str) -> None:
+        """An operation that learns nothing new and looks again at once would leave no other trace (I20)."""
+        second, times = self._asked.get(host, (0, 0))
+        now = int(self.trace.now_s)
+        self._asked[host] = (now, times + 1 if now == second else 1)
+        if self._asked[host][1] > ASKED_AT_MOST:
+            self.trace.violate("I20", f"{host} is asked more than {ASKED_AT_MOST} times a second")
 
     def transport(self, host: str) -> SimTransport:
         return SimTransport(self, self.links[host])
@@ -311,6 +321,7 @@ class SimTransport:
     async def call(
         self, method: str, target: str, body: bytes | None, *, changes: bool, extra_s: float
     ) -> tuple[int, bytes]:
+        self._net.asked(self._link.host)
         exchange = Exchange(self._net, self._link, method, target, body or b"")
         exchange.send()
         name = self._link.host
