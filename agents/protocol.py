@@ -222,9 +222,7 @@ class MigrateDomain:
     target_uri: str
     target_address: str
     downtime_limit_ms: Annotated[int, Field(ge=1, le=MAX_DOWNTIME_MS)] = 300
-    bandwidth_bps: Annotated[int, Field(ge=1, le=MAX_INTEGER)] | None = (
-        None  # bytes per second; None = no limit
-    )
+    bandwidth_bps: Annotated[int, Field(ge=1, le=MAX_INTEGER)] | None = None  # bytes a second; None: no limit
     deadline_s: Seconds = 3600.0  # asked to abort after that
     volumes: tuple[AnyVolume, ...] = ()
     handover: Handover | None = None

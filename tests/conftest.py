@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import random
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import structlog
 
 # A shell that starts a job in the background lets it ignore Ctrl-C, and so would every program that is
 # started, and interrupted, in here.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """What one test says of logs does not hold for the next one, whatever runs in one process."""
+    before = structlog.get_config() if structlog.is_configured() else None
+    yield
+    structlog.reset_defaults()
+    if before is not None:
+        structlog.configure(**before)
+
 
 # -- where the fresh seeds of tests/sim begin ------------------------------------------------------
 # Here and not there: of the conftests pytest-xdist's controller, which writes the summary, reads only those

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 OUTAGE_LIMIT_MS = 2000.0
+NO_RECORD_LIMIT_MS = 5000.0  # a record waits for a processor more often than a ping does
 
 Row = Mapping[str, Any]
 
@@ -81,7 +82,7 @@ def _silences(name: str, row: Row, limit_ms: float) -> list[str]:
     if row["outage_max_ms"] > limit_ms:
         found.append(f"{name} was out of reach for {row['outage_max_ms']:.0f} ms (limit {limit_ms:.0f})")
     # A guest whose disk hangs still answers pings. Between two records there is always one interval.
-    ack_limit_ms = limit_ms + 1000 / row["records_per_s"]
+    ack_limit_ms = max(limit_ms, NO_RECORD_LIMIT_MS) + 1000 / row["records_per_s"]
     if row["ack_gap_max_ms"] > ack_limit_ms:
         said = f"wrote no record for {row['ack_gap_max_ms']:.0f} ms (limit {ack_limit_ms:.0f})"
         found.append(f"{name} {said}")

@@ -97,9 +97,7 @@ class MigrateState:
     source_clean: bool = False  # after the move the source was seen without the guest's definition
     proved: bool = False  # after the move both copies were seen to be one (I7)
     missed: bool = False  # it was parked because its source has not been seen since it moved
-    given_up: bool = (
-        False  # and then an operator no longer waits for a source that has not been seen without it
-    )
+    given_up: bool = False  # and then an operator ended the wait for that source
     adrift: int = 0  # migrate attempts that ended unknown: their job may go on, and nobody watches it
     followers: int = 0  # attempts that were to take such a job up
     back_to: Stage | None = None  # reconcile: the stage to try again if nothing has moved

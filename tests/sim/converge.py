@@ -51,9 +51,7 @@ async def converge(sim: Sim) -> None:
             await _wish(sim, each, cancel=number >= RESUMES)
         await sim.pass_time(BETWEEN_ROUNDS_S)
     await sim.until(lambda: _settled(sim), at_most_s=SETTLES_IN_S)
-    for (
-        state
-    ) in sim.books.states.values():  # a move that a person ended without its source, which is back now
+    for state in sim.books.states.values():  # a person ended it without its source, which is back now
         if isinstance(state, MigrateState) and state.given_up and state.stage is Stage.DONE:
             sim.world.undefine_by_hand(state.request.source, state.request.guest)
 
