@@ -16,7 +16,7 @@ from migrd.reconcile import Pair, SideView
 from migrd.sagas import cold
 from migrd.sagas.cold_state import DOMAIN_STEPS, ColdStage, ColdState, command_for
 from migrd.sagas.cold_verdicts import Found, found
-from migrd.sagas.commands import Call, Follow, IllegalEvent, Look, SagaCommand
+from migrd.sagas.commands import Call, Follow, Look, SagaCommand
 from migrd.sagas.events import (
     EVENT,
     Admitted,
@@ -26,8 +26,6 @@ from migrd.sagas.events import (
     Event,
     Looked,
     Recovered,
-    Resumed,
-    Withdrawn,
 )
 from storage.words import DrbdVolume, Health, IscsiVolume, Role, Side, VolumeReport
 
@@ -47,15 +45,6 @@ REQUEST = ColdRequested(
     volumes=(DISK, LUN),
     may_stop=True,
 )
-EVENTS: list[Event] = [
-    Admitted(),
-    Withdrawn(reason="h2 is drained by now"),
-    CancelRequested(),
-    Recovered(epoch=2),
-    Resumed(),
-    Looked(source=None, target=None),
-    Answered(side=Side.SOURCE, step="prepare", attempt=1, outcome=Outcome.DONE),
-]
 
 
 def seen(state: DomainState, *, job: bool = False) -> Observation:
@@ -80,18 +69,6 @@ def looked(source: DomainState, target: DomainState, number: int = 1) -> Looked:
 
 def at(stage: ColdStage, **known: object) -> ColdState:
     return replace(cold.begin("op", REQUEST), stage=stage, ran=True, **known)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("stage", ColdStage)
-@pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.kind)
-def test_an_event_without_a_row_raises_and_changes_nothing(stage: ColdStage, event: Event) -> None:
-    state = at(stage)
-    if (stage, type(event)) in cold.TABLE:
-        return
-    before = repr(state)
-    with pytest.raises(IllegalEvent):
-        cold.step(state, event)
-    assert repr(state) == before
 
 
 @pytest.mark.parametrize("stage", [stage for stage in ColdStage if not stage.ended])

@@ -30,13 +30,13 @@ from migrd.sagas.events import (
     PowerActed,
     PowerRequested,
     Recovered,
-    Resumed,
     UndrainRequested,
 )
 from migrd.sagas.guest_move import MAX_TRIES, REFUSED_TRIES, backoff_s
 from migrd.sagas.migrate_state import COMMIT_POINT, MigrateState, Stage
 from migrd.slots import Caps, Slot, admit
 from storage.words import DrbdVolume, Health, Role, Side, VolumeReport
+from tests.core.every_event import EVERY_EVENT
 
 VOLUME = DrbdVolume(resource="r1", volume_nr=0, minor=1, nodes=("h1", "h2"))
 REQUEST = MigrateRequested(
@@ -50,14 +50,6 @@ REQUEST = MigrateRequested(
     target_address="tcp://h2",
     volumes=(VOLUME,),
 )
-EVENTS: list[Event] = [
-    Admitted(),
-    CancelRequested(),
-    Recovered(epoch=2),
-    Resumed(),
-    Looked(source=None, target=None),
-    Answered(side=Side.SOURCE, step="prepare", attempt=1, outcome=Outcome.DONE),
-]
 
 
 def report(*, flag: bool = False, role: Role = Role.SECONDARY) -> VolumeReport:
@@ -81,18 +73,6 @@ def seen(state: DomainState, *, job: bool = False, flag: bool = False) -> Observ
         job=job,
         volumes=(report(flag=flag, role=Role.PRIMARY if state.has_process else Role.SECONDARY),),
     )
-
-
-@pytest.mark.parametrize("stage", Stage)
-@pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.kind)
-def test_an_event_without_a_row_raises_and_changes_nothing(stage: Stage, event: Event) -> None:
-    state = replace(migrate.begin("op", REQUEST), stage=stage)
-    if (stage, type(event)) in migrate.TABLE:
-        return
-    before = repr(state)
-    with pytest.raises(IllegalEvent):
-        migrate.step(state, event)
-    assert repr(state) == before
 
 
 @pytest.mark.parametrize("stage", [stage for stage in Stage if not stage.ended])
@@ -366,7 +346,7 @@ def test_whatever_the_world_says_every_walk_ends_and_folds_to_the_same(seed: int
 
 
 def test_events_pass_through_json_unchanged() -> None:
-    for event in [REQUEST, *EVENTS, looked(DomainState.RUNNING, DomainState.PAUSED_INCOMING)]:
+    for event in [*EVERY_EVENT, looked(DomainState.RUNNING, DomainState.PAUSED_INCOMING)]:
         assert EVENT.validate_json(EVENT.dump_json(event)) == event
 
 
