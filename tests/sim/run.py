@@ -6,6 +6,7 @@ import asyncio
 import gc
 import random
 import time
+import traceback
 from dataclasses import dataclass
 
 from migrd.control import NotFound
@@ -60,6 +61,10 @@ async def _bounded(what: Plan) -> tuple[str, float, int, str]:
             failure = f"{what}\n\n{_first(group)}"
         except* TimeoutError:
             failure = f"{what}\n\n{sim.story([f'I20: not over after {AT_MOST_S:g} virtual seconds'])}"
+        except* Exception as group:  # of a command that the operator gave: no answer that he could act upon
+            error = _first(group)
+            told = "".join(traceback.format_exception(error))
+            failure = f"{what}\n\n{sim.story([f'bug: {error!r}'])}\n\n{told}"
         return sim.trace.digest(), sim.trace.now_s, len(sim.trace.log), failure
 
 

@@ -6,11 +6,13 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.sim.run import run_seed
+from tests.sim.plan import Deed, plan
+from tests.sim.run import run_plan, run_seed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KEPT = Path(__file__).with_name("seeds.txt")
@@ -66,6 +68,15 @@ def test_kept_seeds() -> None:
     for seed in kept():
         verdict = run_seed(seed)
         assert not verdict.failure, verdict.failure
+
+
+def test_what_falls_out_of_a_command_is_a_failure_of_its_seed() -> None:
+    """A command of the operator that ends in no answer of migrd's own words: told, and can be repeated."""
+    what = plan(2000)
+    broken = Deed(at_s=1.0, what="drain", arguments=(what.hosts[0],), options={"power_off": 1, "host": "h1"})
+    failure = run_plan(replace(what, deeds=(*what.deeds, broken))).failure
+    assert failure.split("\n\n")[1].startswith("bug: TypeError(")
+    assert "make sim SEED=2000\n\nTraceback" in failure
 
 
 def test_the_same_seed_is_the_same_trace() -> None:
