@@ -147,7 +147,7 @@ class AgentClient:
     ) -> AttemptReport:
         """The attempt as it stands; returns when it ended or after `wait_s` (at most 30), still RUNNING.
 
-        Raises Retryable, Refused, AttemptNotSeen.
+        Raises Retryable, Refused, AttemptNotSeen; after the last one the agent does not begin it any more.
         """
         wait_s = min(max(wait_s, 0.0), MAX_WAIT_S)
         path = f"{_attempt_path(operation, step, attempt)}?wait_s={wait_s:g}"

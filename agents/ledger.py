@@ -2,7 +2,8 @@
 
 Invariants: an attempt is on disk before it begins, so the same (operation, step, attempt) is never begun
 twice, whatever dies in between; the highest epoch survives a restart (I4). One thread owns the connection.
-Ended attempts are pruned by age and number; running ones never.
+Ended attempts are pruned by age and number; running ones never. What a daemon asked for before it had come is
+never begun: the daemon has gone on, believing so.
 
 Every call has a deadline (I20): a disk that hangs makes the ledger unusable, not its callers wait for ever.
 While a call hangs, no other is queued behind it. An attempt whose record came too late was not begun, and the
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from agents.order import overtaken
 from agents.protocol import Attempt, AttemptReport, Outcome
 from agents.wire import dump, read
 
@@ -31,6 +33,8 @@ SCHEMA_VERSION = 1
 PRUNE_EVERY = 100
 DEADLINE_S = 10.0  # above SQLite's own busy timeout, below the daemon's request timeout
 NEVER_BEGUN = "never begun: the ledger of this host did not take the record in time"
+DISOWNED = "never begun: the daemon asked for it before it had come"
+_NO_BODY = b""  # of a row that stands for an attempt that had not come
 _SCHEMA = """
 create table if not exists epoch (one integer primary key check (one = 1), highest integer not null);
 create table if not exists attempts (
@@ -52,7 +56,8 @@ class StaleEpochError(Exception):
 
 
 class DifferentCommandError(Exception):
-    """The id was used before for another command, or a later attempt of the same step has begun."""
+    """The id was used before for another command, or the operation has gone on: a later attempt of the same
+    step has begun, or a step that takes this one back."""
 
 
 class LedgerError(Exception):
@@ -186,6 +191,13 @@ class Ledger:
         """What is recorded of an attempt. Raises LedgerError."""
         return await self._run(lambda: self._find(operation, step, attempt))
 
+    async def disown(self, operation: str, step: str, attempt: int) -> AttemptReport | None:
+        """What is recorded of an attempt; or None, and should it still come it is not begun.
+
+        Raises LedgerError: then nothing is known of it.
+        """
+        return await self._run(lambda: self._transaction(lambda: self._disown(operation, step, attempt)))
+
     async def running(self) -> list[Attempt]:
         """Attempts without an end: after a start, those that ran when the agent died. Raises LedgerError."""
         return await self._run(self._running)
@@ -235,7 +247,7 @@ class Ledger:
             "select body, report from attempts where operation = ? and step = ? and attempt = ?", key
         ).fetchone()
         if row is not None:
-            if read(Attempt, row[0]).command != attempt.command:
+            if row[0] != _NO_BODY and read(Attempt, row[0]).command != attempt.command:
                 raise DifferentCommandError(f"attempt {'/'.join(map(str, key))} was for another command")
             return Admission(fresh=False, report=read(AttemptReport, row[1]))
         newest = self._database.execute(
@@ -244,6 +256,7 @@ class Ledger:
         if newest is not None and newest > attempt.attempt:
             # Held back on its way, or in the socket of an agent that stood still: the daemon has gone on.
             raise DifferentCommandError(f"attempt {'/'.join(map(str, key))} comes after attempt {newest}")
+        self._check_order(attempt)
         report = AttemptReport(
             operation=attempt.operation,
             step=attempt.step,
@@ -255,6 +268,43 @@ class Ledger:
             (*key, attempt.epoch, dump(attempt), report.outcome.value, dump(report), self._wall()),
         )
         return Admission(fresh=True, report=report)
+
+    def _check_order(self, attempt: Attempt) -> None:
+        rows = self._database.execute(
+            "select body from attempts where operation = ? and body != ?", (attempt.operation, _NO_BODY)
+        )
+        for (body,) in rows:
+            done = read(Attempt, body)
+            if overtaken(attempt.command, done.command):
+                name = f"{attempt.operation}/{attempt.step}/{attempt.attempt}"
+                raise DifferentCommandError(f"attempt {name} comes after {done.step}/{done.attempt}")
+
+    def _disown(self, operation: str, step: str, attempt: int) -> AttemptReport | None:
+        found = self._find(operation, step, attempt)
+        if found is None:
+            report = AttemptReport(
+                operation=operation,
+                step=step,
+                attempt=attempt,
+                outcome=Outcome.RETRYABLE,
+                reasons=(DISOWNED,),
+            )
+            now_s = self._wall()
+            self._database.execute(
+                "insert or ignore into attempts values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    operation,
+                    step,
+                    attempt,
+                    self._read_epoch(),
+                    _NO_BODY,
+                    report.outcome.value,
+                    dump(report),
+                    now_s,
+                    now_s,
+                ),
+            )
+        return found
 
     def _obey(self, epoch: int) -> None:
         highest = self._read_epoch()
@@ -272,8 +322,8 @@ class Ledger:
 
     def _find(self, operation: str, step: str, attempt: int) -> AttemptReport | None:
         row = self._database.execute(
-            "select report from attempts where operation = ? and step = ? and attempt = ?",
-            (operation, step, attempt),
+            "select report from attempts where operation = ? and step = ? and attempt = ? and body != ?",
+            (operation, step, attempt, _NO_BODY),
         ).fetchone()
         return None if row is None else read(AttemptReport, row[0])
 

@@ -174,10 +174,13 @@ class Attempts:
             return self._start(self._tasks, attempt, adopted=False).report
 
     async def wait(self, key: Key, wait_s: float) -> AttemptReport | None:
-        """The attempt, after its end or after `wait_s`; None if it was never seen. Raises LedgerError."""
+        """The attempt, after its end or after `wait_s`. Raises LedgerError.
+
+        None if it was never seen, and then it never begins either: whoever asks goes on, believing so.
+        """
         live = self._live.get(key)
         if live is None:
-            return await self._ledger.find(*key)
+            return await self._ledger.disown(*key)
         return await _until_end(live, wait_s)
 
     async def abort(self, key: Key, epoch: int) -> AttemptReport | None:

@@ -15,8 +15,20 @@ from pathlib import Path
 
 import pytest
 
-from agents.ledger import NEVER_BEGUN, DifferentCommandError, Ledger, LedgerError, StaleEpochError
-from agents.protocol import Attempt, AttemptReport, Outcome, SweepTarget
+from agents.ledger import DISOWNED, NEVER_BEGUN, DifferentCommandError, Ledger, LedgerError, StaleEpochError
+from agents.protocol import (
+    AcquireVolumes,
+    Attempt,
+    AttemptReport,
+    CloseWindow,
+    Command,
+    OpenWindow,
+    Outcome,
+    PrepareVolumes,
+    ReleaseVolumes,
+    SweepTarget,
+)
+from storage.words import Handover, Side
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -51,6 +63,61 @@ async def test_i6_an_attempt_that_comes_after_a_later_one_is_not_begun(tmp_path:
         await ledger.admit(attempt(1))
     assert not (await ledger.admit(attempt(2))).fresh
     assert (await ledger.admit(attempt(3))).fresh
+    await ledger.close()
+
+
+async def test_i6_an_attempt_that_was_asked_for_before_it_came_is_not_begun(tmp_path: Path) -> None:
+    """The daemon has heard that it was never seen, and has gone on."""
+    ledger = await Ledger.open(tmp_path / "l")
+    assert await ledger.disown("op", "s", 1) is None
+    assert await ledger.disown("op", "s", 1) is None
+    await ledger.close()
+    ledger = await Ledger.open(tmp_path / "l")  # it holds over a restart of the agent
+    assert await ledger.running() == []
+    late = await ledger.admit(attempt(1))
+    assert (late.fresh, late.report.outcome, late.report.reasons) == (False, Outcome.RETRYABLE, (DISOWNED,))
+    assert (await ledger.admit(attempt(2))).fresh
+    known = await ledger.disown("op", "s", 2)
+    assert known is not None
+    assert known.outcome is Outcome.RUNNING
+    await ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("side", "done", "late", "begins"),
+    [
+        (Side.SOURCE, "close", "open", False),
+        (Side.TARGET, "close", "open", False),
+        (Side.TARGET, "release", "acquire", False),
+        (Side.TARGET, "release", "prepare", False),
+        (Side.SOURCE, "release", "acquire", True),  # a cold move that comes home takes its disks back
+        (Side.TARGET, "open", "close", True),
+        (Side.TARGET, "prepare", "open", True),
+    ],
+)
+async def test_i6_what_was_taken_back_does_not_begin_any_more(
+    tmp_path: Path, side: Side, done: str, late: str, begins: bool
+) -> None:
+    handover = Handover(operation="op", domain_uuid="u", side=side, peer_node="n")
+    commands: dict[str, Command] = {
+        "prepare": PrepareVolumes(handover=handover, volumes=()),
+        "open": OpenWindow(handover=handover, volumes=()),
+        "acquire": AcquireVolumes(handover=handover, volumes=()),
+        "release": ReleaseVolumes(handover=handover, volumes=()),
+        "close": CloseWindow(handover=handover, volumes=(), before=()),
+    }
+
+    def step(name: str, operation: str = "op") -> Attempt:
+        return Attempt(operation=operation, step=name, attempt=1, epoch=1, command=commands[name])
+
+    ledger = await Ledger.open(tmp_path / "l")
+    assert (await ledger.admit(step(done))).fresh
+    if begins:
+        assert (await ledger.admit(step(late))).fresh
+    else:
+        with pytest.raises(DifferentCommandError, match=f"op/{late}/1 comes after {done}/1"):
+            await ledger.admit(step(late))
+    assert (await ledger.admit(step(late, "another"))).fresh
     await ledger.close()
 
 

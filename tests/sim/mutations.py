@@ -115,6 +115,19 @@ _MIGRATE = "migrd/sagas/migrate_verdicts.py"
 _COLD = "migrd/sagas/cold_verdicts.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        name="what was held back opens a window that its operation has closed",
+        invariant="I6",
+        edits=(  # each of these guards holds alone
+            Edit(file="agents/ledger.py", old="        if found is None:\n", new="        if False:\n"),
+            Edit(
+                file="agents/ledger.py",
+                old="            if overtaken(",
+                new="            if False and overtaken(",
+            ),
+        ),
+        first=335632370160,
+    ),
     _one("a stale epoch is obeyed", "I4", "agents/ledger.py", "if epoch < highest:", "if epoch < 0:"),
     _one(
         "the flag is cleared before the source lets go",
@@ -194,16 +207,10 @@ MUTATIONS: tuple[Mutation, ...] = (
         invariant="I5 I15",
         edits=(
             Edit(
-                file=_MOVES,
-                old="if state.cancelled and not state.committed and not state.going_back:",
-                new="if state.cancelled and not state.going_back:",
-            ),
-            Edit(
-                file=_MOVES,
-                old='Reality first: the guest may have moved meanwhile."""\n'
-                '    assert not state.committed, "undo after the commit point"',
-                new='Reality first: the guest may have moved meanwhile."""\n'
-                "    state = replace(state, committed=False)",
+                file=_MIGRATE,
+                old="    assert found in MOVED, found\n",
+                new="    assert found in MOVED, found\n    if state.cancelled:\n"
+                "        return start_back(replace(state, migrate_open=False))\n",
             ),
         ),
     ),
@@ -236,7 +243,7 @@ MUTATIONS: tuple[Mutation, ...] = (
             Edit(
                 file="migrd/sagas/migrate.py",
                 old="    return look(replace(state, back_to=None), Stage.RECONCILE)",
-                new="    return start_back(state)",
+                new="    from migrd.sagas.migrate_moves import start_back\n    return start_back(state)",
             ),
             Edit(
                 file="agents/attempts/domain_steps.py",
