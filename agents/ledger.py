@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from agents.order import overtaken
+from agents.order import may_be_overtaken, overtaken
 from agents.protocol import Attempt, AttemptReport, Outcome
-from agents.wire import dump, read
+from agents.wire import BadDocument, dump, read
 
 T = TypeVar("T")
 
@@ -270,13 +270,20 @@ class Ledger:
         return Admission(fresh=True, report=report)
 
     def _check_order(self, attempt: Attempt) -> None:
+        if not may_be_overtaken(attempt.command):
+            return
+        name = f"{attempt.operation}/{attempt.step}/{attempt.attempt}"
         rows = self._database.execute(
             "select body from attempts where operation = ? and body != ?", (attempt.operation, _NO_BODY)
         )
         for (body,) in rows:
-            done = read(Attempt, body)
+            try:
+                done = read(Attempt, body)
+            except BadDocument as error:  # of a newer agent: what it was cannot be known (I19)
+                raise DifferentCommandError(
+                    f"attempt {name} comes after one that is not understood"
+                ) from error
             if overtaken(attempt.command, done.command):
-                name = f"{attempt.operation}/{attempt.step}/{attempt.attempt}"
                 raise DifferentCommandError(f"attempt {name} comes after {done.step}/{done.attempt}")
 
     def _disown(self, operation: str, step: str, attempt: int) -> AttemptReport | None:

@@ -28,7 +28,7 @@ from agents.protocol import (
     ReleaseVolumes,
     SweepTarget,
 )
-from storage.words import Handover, Side
+from storage.words import DrbdVolume, Handover, Side
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -90,6 +90,7 @@ async def test_i6_an_attempt_that_was_asked_for_before_it_came_is_not_begun(tmp_
         (Side.TARGET, "close", "open", False),
         (Side.TARGET, "release", "acquire", False),
         (Side.TARGET, "release", "prepare", False),
+        (Side.TARGET, "leave", "acquire", True),  # of two disks one was at rest, and stays so
         (Side.SOURCE, "release", "acquire", True),  # a cold move that comes home takes its disks back
         (Side.TARGET, "open", "close", True),
         (Side.TARGET, "prepare", "open", True),
@@ -99,12 +100,17 @@ async def test_i6_what_was_taken_back_does_not_begin_any_more(
     tmp_path: Path, side: Side, done: str, late: str, begins: bool
 ) -> None:
     handover = Handover(operation="op", domain_uuid="u", side=side, peer_node="n")
+    disk, other = (
+        DrbdVolume(resource=name, volume_nr=0, minor=minor, nodes=("n", "m"))
+        for minor, name in enumerate(("r0", "r1"))
+    )
     commands: dict[str, Command] = {
-        "prepare": PrepareVolumes(handover=handover, volumes=()),
-        "open": OpenWindow(handover=handover, volumes=()),
-        "acquire": AcquireVolumes(handover=handover, volumes=()),
-        "release": ReleaseVolumes(handover=handover, volumes=()),
-        "close": CloseWindow(handover=handover, volumes=(), before=()),
+        "prepare": PrepareVolumes(handover=handover, volumes=(disk, other)),
+        "open": OpenWindow(handover=handover, volumes=(disk,)),
+        "acquire": AcquireVolumes(handover=handover, volumes=(disk,)),
+        "leave": ReleaseVolumes(handover=handover, volumes=(other,)),
+        "release": ReleaseVolumes(handover=handover, volumes=(disk, other)),
+        "close": CloseWindow(handover=handover, volumes=(disk,), before=()),
     }
 
     def step(name: str, operation: str = "op") -> Attempt:
@@ -118,6 +124,26 @@ async def test_i6_what_was_taken_back_does_not_begin_any_more(
         with pytest.raises(DifferentCommandError, match=f"op/{late}/1 comes after {done}/1"):
             await ledger.admit(step(late))
     assert (await ledger.admit(step(late, "another"))).fresh
+    await ledger.close()
+
+
+async def test_i19_nothing_that_could_be_taken_back_begins_behind_what_is_not_understood(
+    tmp_path: Path,
+) -> None:
+    """Written by a newer agent. What takes something back begins all the same."""
+    handover = Handover(operation="op", domain_uuid="u", side=Side.TARGET, peer_node="n")
+    ledger = await Ledger.open(tmp_path / "l")
+    assert (await ledger.admit(attempt(1))).fresh
+    await ledger.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "l")) as database:
+        database.execute("update attempts set body = ?", (b'{"command": {"kind": "of-tomorrow"}}',))
+        database.commit()
+    ledger = await Ledger.open(tmp_path / "l")
+    late = OpenWindow(handover=handover, volumes=())
+    with pytest.raises(DifferentCommandError, match="op/open/1 comes after one that is not understood"):
+        await ledger.admit(Attempt(operation="op", step="open", attempt=1, epoch=1, command=late))
+    back = CloseWindow(handover=handover, volumes=(), before=())
+    assert (await ledger.admit(Attempt(operation="op", step="close", attempt=1, epoch=1, command=back))).fresh
     await ledger.close()
 
 

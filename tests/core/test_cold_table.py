@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.protocol import DomainState, Observation, Outcome
+from agents.order import overtaken
+from agents.protocol import Command, DomainState, Observation, Outcome
 from migrd import saga
 from migrd.cold_steps import cold_steps
 from migrd.reconcile import Pair, SideView
@@ -387,6 +388,7 @@ def test_whatever_the_world_says_every_walk_ends_and_folds_to_the_same(seed: int
     state, pending = cold.step(cold.begin("op", REQUEST), Admitted())
     journal: list[Event] = [REQUEST, Admitted()]
     issued: list[tuple[str, str, int]] = []
+    begun: dict[str, list[Command]] = {}
     for _ in range(5000):
         if state.stage.ended or state.stage is ColdStage.PARKED:
             break
@@ -400,6 +402,9 @@ def test_whatever_the_world_says_every_walk_ends_and_folds_to_the_same(seed: int
             assert not any(isinstance(c, Call) for c in commands), "nothing is repeated or undone blind"
         for call in (c for c in commands if isinstance(c, Call)):
             issued.append((call.host, call.step, call.attempt))
+            earlier = begun.setdefault(call.host, [])
+            assert not any(overtaken(call.command, each) for each in earlier), "no agent would begin it (I6)"
+            earlier.append(call.command)
             if call.step in ("start", "restart"):
                 assert state.open is None, "another step on the guest may still be under way"
         if not saga.only_waits(state, after):

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.protocol import DomainState, Observation, Outcome
+from agents.order import overtaken
+from agents.protocol import Command, DomainState, Observation, Outcome
 from migrd import saga
 from migrd.operations import OperationState
 from migrd.sagas import drain, migrate, power, undrain
@@ -313,6 +314,7 @@ def test_whatever_the_world_says_every_walk_ends_and_folds_to_the_same(seed: int
     state, pending = migrate.step(migrate.begin("op", REQUEST), Admitted())
     journal: list[Event] = [REQUEST, Admitted()]
     issued: list[tuple[str, str, int]] = []
+    begun: dict[str, list[Command]] = {}
     for _ in range(3000):
         if state.stage.ended or state.stage is Stage.PARKED:
             break
@@ -328,7 +330,11 @@ def test_whatever_the_world_says_every_walk_ends_and_folds_to_the_same(seed: int
             assert not any(isinstance(c, Call) for c in commands), "nothing is repeated or undone blind"
         if after.issued(Stage.MIGRATE):
             assert state.issued(Stage.ACQUIRE)
-        issued += [(c.host, c.step, c.attempt) for c in commands if isinstance(c, Call)]
+        for call in (c for c in commands if isinstance(c, Call)):
+            issued.append((call.host, call.step, call.attempt))
+            earlier = begun.setdefault(call.host, [])
+            assert not any(overtaken(call.command, each) for each in earlier), "no agent would begin it (I6)"
+            earlier.append(call.command)
         if not saga.only_waits(state, after):
             journal.append(EVENT.validate_json(EVENT.dump_json(event)))
         if isinstance(event, Recovered):
