@@ -165,13 +165,8 @@ class Ledger:
 
         Raises StaleEpochError, DifferentCommandError, LedgerError; then nothing was recorded.
         """
-        too_late = AttemptReport(
-            operation=attempt.operation,
-            step=attempt.step,
-            attempt=attempt.attempt,
-            outcome=Outcome.RETRYABLE,
-            reasons=(NEVER_BEGUN,),
-        )
+        key = (attempt.operation, attempt.step, attempt.attempt)
+        too_late = _report(key, Outcome.RETRYABLE, NEVER_BEGUN)
         admission = await self._run(
             lambda: self._admit(attempt), too_late=lambda: self._transaction(lambda: self._finish(too_late))
         )
@@ -257,12 +252,7 @@ class Ledger:
             # Held back on its way, or in the socket of an agent that stood still: the daemon has gone on.
             raise DifferentCommandError(f"attempt {'/'.join(map(str, key))} comes after attempt {newest}")
         self._check_order(attempt)
-        report = AttemptReport(
-            operation=attempt.operation,
-            step=attempt.step,
-            attempt=attempt.attempt,
-            outcome=Outcome.RUNNING,
-        )
+        report = _report(key, Outcome.RUNNING)
         self._database.execute(
             "insert into attempts values (?, ?, ?, ?, ?, ?, ?, ?, null)",
             (*key, attempt.epoch, dump(attempt), report.outcome.value, dump(report), self._wall()),
@@ -289,27 +279,12 @@ class Ledger:
     def _disown(self, operation: str, step: str, attempt: int) -> AttemptReport | None:
         found = self._find(operation, step, attempt)
         if found is None:
-            report = AttemptReport(
-                operation=operation,
-                step=step,
-                attempt=attempt,
-                outcome=Outcome.RETRYABLE,
-                reasons=(DISOWNED,),
-            )
-            now_s = self._wall()
+            key, now_s = (operation, step, attempt), self._wall()
+            report = _report(key, Outcome.RETRYABLE, DISOWNED)
+            outcome = report.outcome.value
             self._database.execute(
                 "insert or ignore into attempts values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    operation,
-                    step,
-                    attempt,
-                    self._read_epoch(),
-                    _NO_BODY,
-                    report.outcome.value,
-                    dump(report),
-                    now_s,
-                    now_s,
-                ),
+                (*key, self._read_epoch(), _NO_BODY, outcome, dump(report), now_s, now_s),
             )
         return found
 
@@ -352,6 +327,11 @@ class Ledger:
             " order by ended_s desc limit 1 offset ?)",
             (self._keep_rows - 1,),
         )
+
+
+def _report(key: tuple[str, str, int], outcome: Outcome, *reasons: str) -> AttemptReport:
+    operation, step, attempt = key
+    return AttemptReport(operation=operation, step=step, attempt=attempt, outcome=outcome, reasons=reasons)
 
 
 def _open(path: Path, connect: Connect) -> sqlite3.Connection:

@@ -37,11 +37,12 @@ def overtaken(late: Command, done: Command) -> bool:
 
     Of the same volumes: on its way forward a cold move lets those at rest go, and takes the others after it.
     """
-    match late:
-        case OpenWindow():
-            return isinstance(done, CloseWindow) and _share(late.volumes, done.volumes)
-        case PrepareVolumes() | AcquireVolumes() if late.handover.side is Side.TARGET:
-            return isinstance(done, ReleaseVolumes) and _share(late.volumes, done.volumes)
+    match late, done:
+        case (OpenWindow(volumes=these), CloseWindow(volumes=those)) | (
+            PrepareVolumes(volumes=these) | AcquireVolumes(volumes=these),
+            ReleaseVolumes(volumes=those),
+        ):
+            return may_be_overtaken(late) and _share(these, those)
         case _:
             return False
 

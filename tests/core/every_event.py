@@ -35,32 +35,35 @@ from migrd.sagas.events import (
 )
 from storage.words import Side
 
+LIVE_MOVE = MigrateRequested(
+    guest="u",
+    name="db",
+    source="h1",
+    source_node="h1",
+    target="h2",
+    target_node="h2",
+    target_uri="qemu+tls://h2/system",
+    target_address="tcp://h2",
+    volumes=(),
+)
+COLD_MOVE = ColdRequested(
+    guest="u",
+    name="db",
+    source="h1",
+    source_node="h1",
+    source_uri="qemu+tls://h1/system",
+    source_address="tcp://h1",
+    target="h2",
+    target_node="h2",
+    target_uri="qemu+tls://h2/system",
+    target_address="tcp://h2",
+    volumes=(),
+    may_stop=True,
+)
+
 REQUESTS: tuple[Request, ...] = (
-    MigrateRequested(
-        guest="u",
-        name="db",
-        source="h1",
-        source_node="h1",
-        target="h2",
-        target_node="h2",
-        target_uri="qemu+tls://h2/system",
-        target_address="tcp://h2",
-        volumes=(),
-    ),
-    ColdRequested(
-        guest="u",
-        name="db",
-        source="h1",
-        source_node="h1",
-        source_uri="qemu+tls://h1/system",
-        source_address="tcp://h1",
-        target="h2",
-        target_node="h2",
-        target_uri="qemu+tls://h2/system",
-        target_address="tcp://h2",
-        volumes=(),
-        may_stop=True,
-    ),
+    LIVE_MOVE,
+    COLD_MOVE,
     DrainRequested(host="h1", power_off=True),
     UndrainRequested(host="h1", drain="op-1", power_on=True),
     PowerRequested(host="h1", action="off"),

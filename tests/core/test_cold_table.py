@@ -23,29 +23,16 @@ from migrd.sagas.events import (
     Admitted,
     Answered,
     CancelRequested,
-    ColdRequested,
     Event,
     Looked,
     Recovered,
 )
 from storage.words import DrbdVolume, Health, IscsiVolume, Role, Side, VolumeReport
+from tests.core.every_event import COLD_MOVE
 
 DISK = DrbdVolume(resource="r1", volume_nr=0, minor=1, nodes=("h1", "h2"))
 LUN = IscsiVolume(portal="10.0.0.5:3260", iqn="iqn.2026-11.org.lab:db", lun=0, device="/dev/disk/by-path/db")
-REQUEST = ColdRequested(
-    guest="u",
-    name="db",
-    source="h1",
-    source_node="h1",
-    source_uri="qemu+tls://h1/system",
-    source_address="tcp://h1",
-    target="h2",
-    target_node="h2",
-    target_uri="qemu+tls://h2/system",
-    target_address="tcp://h2",
-    volumes=(DISK, LUN),
-    may_stop=True,
-)
+REQUEST = replace(COLD_MOVE, volumes=(DISK, LUN))
 
 
 def seen(state: DomainState, *, job: bool = False) -> Observation:

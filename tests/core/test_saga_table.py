@@ -26,7 +26,6 @@ from migrd.sagas.events import (
     Event,
     HostChecked,
     Looked,
-    MigrateRequested,
     MovedGuest,
     PowerActed,
     PowerRequested,
@@ -37,20 +36,10 @@ from migrd.sagas.guest_move import MAX_TRIES, REFUSED_TRIES, backoff_s
 from migrd.sagas.migrate_state import COMMIT_POINT, MigrateState, Stage
 from migrd.slots import Caps, Slot, admit
 from storage.words import DrbdVolume, Health, Role, Side, VolumeReport
-from tests.core.every_event import EVERY_EVENT
+from tests.core.every_event import EVERY_EVENT, LIVE_MOVE
 
 VOLUME = DrbdVolume(resource="r1", volume_nr=0, minor=1, nodes=("h1", "h2"))
-REQUEST = MigrateRequested(
-    guest="u",
-    name="db",
-    source="h1",
-    source_node="h1",
-    target="h2",
-    target_node="h2",
-    target_uri="qemu+tls://h2/system",
-    target_address="tcp://h2",
-    volumes=(VOLUME,),
-)
+REQUEST = replace(LIVE_MOVE, volumes=(VOLUME,))
 
 
 def report(*, flag: bool = False, role: Role = Role.SECONDARY) -> VolumeReport:
