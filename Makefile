@@ -14,7 +14,7 @@ help:
 	@echo "make test   every test, simulator and lab included (root; 23 minutes)"
 	@echo "make check  format, lint, types, import contracts, unit tests (under two minutes)"
 	@echo "make bench  figures as JSON lines, progress on stderr (root); fails only if one cannot be taken"
-	@echo "make sim    random runs of the whole system in virtual time: RUNS=n from a fresh seed, or SEED=n"
+	@echo "make sim    random runs of the whole system in virtual time: RUNS=n from a fresh seed, SEED=n, BLOW='...'"
 	@echo "make lock   resolve requirements.lock anew from pyproject.toml"
 
 deps:
@@ -64,7 +64,7 @@ sim-test: venv
 	$(BESIDE) $(BIN)/pytest -q -n 2 --dist worksteal --durations=10 tests/sim tests/scenarios
 
 sim: venv
-	@$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED)) $(if $(RUNS),--runs $(RUNS))
+	@$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED)) $(if $(RUNS),--runs $(RUNS)) $(if $(BLOW),--blow '$(BLOW)')
 
 # The labs leave some of the processors idle: the simulator takes that, and gives way (nice) whenever they want it.
 test: lint unit lab-alone

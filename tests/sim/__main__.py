@@ -1,4 +1,5 @@
-"""make sim [SEED=n] [RUNS=n]: many seeds on two processes, or one seed with its story.
+"""make sim [SEED=n] [RUNS=n] [BLOW='story: what']: many seeds on two processes, or one seed with its story,
+or one run of the exhaustive ones.
 
 Progress on stderr; the last line on stdout is "N passed, N failed". Exit code 1 if any failed.
 """
@@ -12,8 +13,11 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 
+from tests.sim.exhaust import awaits, gaps, kills, play, same
+from tests.sim.exhaust_stories import STORIES
 from tests.sim.plan import plan
 from tests.sim.run import Verdict, run_seed
+from tests.sim.sim import BrokenError
 
 WORKERS = 2
 BATCH = 25
@@ -55,11 +59,37 @@ def one(seed: int) -> Verdict:
     return verdict
 
 
+def one_blow(words: str) -> str:
+    """Run an exhaustive story with one blow; "" if it ends as it must. Raises BrokenError, ValueError."""
+    name, _, what = words.partition(": ")
+    story = next((each for each in STORIES if each.name == name), None)
+    if story is None:
+        raise ValueError(f"no story is called {name!r}; there are {', '.join(each.name for each in STORIES)}")
+    undisturbed = play(story)
+    all_of_it = (*kills(undisturbed), *gaps(undisturbed), *awaits(undisturbed))
+    blow = next((each for each in all_of_it if str(each) == what), None)
+    if blow is None:
+        raise ValueError(f"{what!r} does not happen in {name}; for example: {all_of_it[0]}, {all_of_it[-1]}")
+    end = play(story, blow)
+    return "" if same(story, end, undisturbed) else f"ended as {end}, undisturbed as {undisturbed}"
+
+
 def main(arguments: Iterable[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim")
     parser.add_argument("--seed", type=int, help="the only seed, or the first one of --runs")
     parser.add_argument("--runs", type=int, default=0)
+    parser.add_argument("--blow", help="STORY: WHAT, as a failure of tests/sim/test_exhaustive.py prints it")
     options = parser.parse_args(list(arguments))
+    if options.blow is not None:
+        try:
+            failure = one_blow(options.blow)
+        except ValueError as error:
+            parser.error(str(error))
+        except BrokenError as error:
+            failure = str(error)
+        print(failure or options.blow)
+        print(f"{0 if failure else 1} passed, {1 if failure else 0} failed")
+        return 1 if failure else 0
     if options.seed is not None and options.runs <= 1:
         verdict = one(options.seed)
         if verdict.failure:

@@ -1,14 +1,15 @@
-"""I16, exhaustively: one kill per run, at every journal write and around every side effect.
+"""I16, exhaustively: one kill per run, at every journal write, around every side effect, at every await.
 
 A story is a cluster, what goes before, and one operation. It is run once undisturbed, to count its journal
-writes and the side effects of each agent; then once per kill, with a restart and time to converge.
+writes, the side effects of each agent and the callbacks of each process; then once per kill, with a restart
+and time to converge. A gap in a host's event stream at each journal write is told the same way.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from migrd.operations import Operation, OperationState
@@ -16,11 +17,13 @@ from storage.errors import Refused
 from storage.words import IscsiQemuVolume
 from tests.core.vloop import VirtualLoop
 from tests.sim.converge import converge
+from tests.sim.process import Process
 from tests.sim.quiet import quiet
-from tests.sim.sim import Sim
+from tests.sim.sim import BrokenError, Sim
 
 RESTART_S = 3.0
 LATE_RESTART_S = 45.0
+UNCOUNTED = 10**9  # callbacks: no story has as many
 ENDS_WITHIN_S = 1200.0
 Build = Callable[[Sim], None]
 Act = Callable[[Sim], Awaitable[str]]
@@ -42,14 +45,30 @@ class Story:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """`who`: "migrd" at journal write `number`, or a host's agent at side effect `number`."""
+    """`who`: "migrd" at journal write `number`, or a host's agent at side effect `number`; or either of them
+    at its callback `number`."""
 
     who: str
     number: int
-    when: str  # "before", "after"
+    when: str  # "before", "after"; "at": a callback
 
     def __str__(self) -> str:
-        return f"{self.who} killed {self.when} {'write' if self.who == 'migrd' else 'effect'} {self.number}"
+        what = "callback" if self.when == "at" else "write" if self.who == "migrd" else "effect"
+        return f"{self.who} killed {self.when} {what} {self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """All connections to the agent of `host`, its event stream too, break at journal write `number`."""
+
+    host: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.host} not heard at write {self.number}"
+
+
+Blow = Kill | Gap
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +82,23 @@ class End:
     powered: tuple[str, ...]
     writes: int
     effects: tuple[tuple[str, int], ...]
+    callbacks: tuple[tuple[str, int], ...]  # of "migrd" and each host whose agent lives
 
 
-def play(story: Story, kill: Kill | None = None) -> End:
-    """One run. Raises BrokenError."""
+def repetition(story: Story, blow: Blow | None) -> str:
+    """One line that repeats a run."""
+    return f"make sim BLOW='{story.name}: {blow}'"
+
+
+def play(story: Story, blow: Blow | None = None) -> End:
+    """One run. Raises BrokenError, also if the blow never struck."""
     quiet()
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(_play(story, kill))
+        return runner.run(_play(story, blow))
 
 
-async def _play(story: Story, kill: Kill | None) -> End:
-    async with Sim(seed=1) as sim:
+async def _play(story: Story, blow: Blow | None) -> End:
+    async with Sim(seed=1, repeat=repetition(story, blow)) as sim:
         story.build(sim)
         await sim.start()
         before_places = _places(sim), _homes(sim)
@@ -83,11 +108,15 @@ async def _play(story: Story, kill: Kill | None) -> End:
             before_places = _places(sim), _homes(sim)
         writes = sim.writes
         effects = {host: agent.effects.number for host, agent in sim.agents.items()}
-        if kill is not None:
-            _arm(sim, kill, writes, effects)
+        lives = {who: each.life for who, each in _processes(sim).items() if each.life is not None}
+        for life in lives.values():
+            life.steps_left = UNCOUNTED
+        struck = _arm(sim, blow, writes, effects)
         operation = await _finish(sim, story.act)
-        found = sim.operation(operation)
-        assert found is not None
+        callbacks = tuple((who, UNCOUNTED - (life.steps_left or 0)) for who, life in lives.items())
+        if not struck():
+            sim.trace.violate("test", f"it never struck: {blow}")
+            sim.check()
         sim.start_daemon()
         await converge(sim)
         sim.check_end()
@@ -104,6 +133,7 @@ async def _play(story: Story, kill: Kill | None) -> End:
             powered=tuple(sorted(m.name for m in sim.world.machines.values() if m.powered)),
             writes=sim.writes - writes,
             effects=tuple((host, agent.effects.number - effects[host]) for host, agent in sim.agents.items()),
+            callbacks=callbacks,
         )
 
 
@@ -122,16 +152,46 @@ def _homes(sim: Sim) -> Places:
     )
 
 
-def _arm(sim: Sim, kill: Kill, writes: int, effects: dict[str, int]) -> None:
-    if _restart_s(kill) == RESTART_S:  # soon enough for everything: nothing is excused
-        sim.world.led_since = lambda _source, _target: 0.0
-    if kill.who == "migrd":
-        sim.kill_at_write = (writes + kill.number, kill.when)
-        sim.daemon.on_death = lambda: sim.at(_restart_s(kill), sim.start_daemon)
+def _processes(sim: Sim) -> dict[str, Process]:
+    return {"migrd": sim.daemon, **sim.agents}
+
+
+def _arm(sim: Sim, blow: Blow | None, writes: int, effects: dict[str, int]) -> Callable[[], bool]:
+    """Returns what says whether it has struck."""
+    match blow:
+        case None:
+            return lambda: True
+        case Gap(host=host, number=number):
+            gap = asyncio.get_running_loop().create_task(_gap(sim, host, writes + number))
+            return gap.done
+        case Kill(who=who, number=number, when=when):
+            process = _processes(sim)[who]
+            if _restart_s(blow) == RESTART_S:  # soon enough for everything: nothing is excused
+                sim.world.led_since = lambda _source, _target: 0.0
+            process.on_death = lambda: sim.at(_restart_s(blow), _start, sim, who)
+            if when == "at":
+                life = process.life
+                assert life is not None, f"{who} does not live"
+                process.kill_after(number)
+                return lambda: life.steps_left is None
+            if who == "migrd":
+                sim.kill_at_write = (writes + number, when)
+                return lambda: sim.kill_at_write is None
+            agent = sim.agents[who]
+            agent.effects.kill_at = (effects[who] + number, when)
+            return lambda: agent.effects.kill_at is None
+
+
+def _start(sim: Sim, who: str) -> None:
+    if who == "migrd":
+        sim.start_daemon()
     else:
-        agent = sim.agents[kill.who]
-        agent.effects.kill_at = (effects[kill.who] + kill.number, kill.when)
-        agent.on_death = lambda: sim.at(_restart_s(kill), sim.start_agent, kill.who)
+        sim.start_agent(who)
+
+
+async def _gap(sim: Sim, host: str, write: int) -> None:
+    await sim.written(write)
+    sim.break_stream(host)
 
 
 def _restart_s(kill: Kill) -> float:
@@ -181,7 +241,7 @@ def same(story: Story, end: End, undisturbed: End) -> bool:
 
 
 def kills(end: End) -> Iterator[Kill]:
-    """Every kill of a story, from its undisturbed run."""
+    """Of a story, from its undisturbed run: every write and every side effect, before and after."""
     for number in range(1, end.writes + 1):
         for when in ("before", "after"):
             yield Kill("migrd", number, when)
@@ -189,3 +249,35 @@ def kills(end: End) -> Iterator[Kill]:
         for number in range(1, count + 1):
             for when in ("before", "after"):
                 yield Kill(host, number, when)
+
+
+def awaits(end: End) -> Iterator[Kill]:
+    """Every callback of every process."""
+    for who, count in end.callbacks:
+        yield from (Kill(who, number, "at") for number in range(1, count + 1))
+
+
+def gaps(end: End) -> Iterator[Gap]:
+    """Every host, at every write."""
+    for host, _ in end.effects:
+        yield from (Gap(host, number) for number in range(1, end.writes + 1))
+
+
+def wrong(story: Story, blows: Callable[[End], Iterable[Blow]]) -> list[str]:
+    """What went wrong at which of them, each with the line that repeats it."""
+    undisturbed = play(story)
+    expected = OperationState.UNDONE if story.comes_home else OperationState.DONE
+    assert undisturbed.state is expected, undisturbed
+    found = []
+    struck = 0
+    for blow in blows(undisturbed):
+        struck += 1
+        try:
+            end = play(story, blow)
+        except BrokenError as error:
+            found.append(str(error))
+            continue
+        if not same(story, end, undisturbed):
+            found.append(f"ended as {end}, undisturbed as {undisturbed}\n{repetition(story, blow)}")
+    assert struck, "nothing to strike at"
+    return found

@@ -57,7 +57,7 @@ class Migration:
         self.forks = False  # replication breaks in the instant before the guest is paused
         self.twice = False  # the target's libvirtd dies as soon as the guest runs there
         self.cuts = ""  # "source switch", "target confirm", ...: who loses its power in which phase
-        self._copy_s = world.between(COPY_S if world.rng.random() < 0.7 else LONG_COPY_S)
+        self.copy_s = world.between(COPY_S if world.rng.random() < 0.7 else LONG_COPY_S)
         self._began_s = world.loop.time()
         self._incoming: Domain | None = None  # this migration's own, not a later one's
         self.stuck_s = 0.0  # since then
@@ -79,7 +79,7 @@ class Migration:
     def progress(self) -> MigrationProgress:
         total = self.world.guests[self.uuid].memory_bytes
         elapsed_s = self.world.loop.time() - self._began_s
-        done = min(total, int(total * elapsed_s / self._copy_s))
+        done = min(total, int(total * elapsed_s / self.copy_s))
         return MigrationProgress(
             elapsed_s=round(elapsed_s, 3),
             memory_total_bytes=total,
@@ -116,7 +116,7 @@ class Migration:
         )
         self.phase = "copy"
         world.changed(self.target, f"incoming QEMU of {self.name}", uuid=self.uuid)
-        world.later(self._copy_s, self._copied)
+        world.later(self.copy_s, self._copied)
 
     def _copied(self) -> None:
         if self.phase != "copy":
@@ -295,7 +295,7 @@ class Migration:
             self.phase = "confirm"
             self._confirmed()
             return
-        if self.phase == "switch" and int(self._copy_s * 1000) % 2:  # no dice: plans of old seeds stay
+        if self.phase == "switch" and int(self.copy_s * 1000) % 2:  # no dice: plans of old seeds stay
             self.phase, self.stuck_s = "stuck", self.world.loop.time()
             self.world.later(TCP_GIVES_UP_S, self.cut)
             self.world.later(STUCK_AT_MOST_S, self._still_stuck)
@@ -360,6 +360,7 @@ class Migrations:
         self._all: dict[str, Migration] = {}
         self.cold = ColdActs(world)
         self.lies: set[str] = set()  # guests whose next migration succeeds and is reported as failed
+        self.copy_s: dict[str, float] = {}  # guest -> how long its memory takes each time, if not by chance
         self.loses_answer_s: dict[str, float] = {}  # guest -> how long: see Migration
         self.switch_s: dict[str, float] = {}  # guest -> how long its next switch-over takes
         self.deaf_s: dict[str, float] = {}  # guest -> how long libvirt follows no abort of its next migration
@@ -370,6 +371,7 @@ class Migrations:
 
     def begin(self, uuid: str, source: str, target: str) -> Migration:
         migration = self._all[uuid] = Migration(self._world, uuid, source, target)
+        migration.copy_s = self.copy_s.get(uuid, migration.copy_s)
         migration.lie = uuid in self.lies
         self.lies.discard(uuid)
         migration.loses_answer_s = self.loses_answer_s.pop(uuid, 0.0)

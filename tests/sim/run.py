@@ -53,7 +53,7 @@ def run_plan(what: Plan) -> Verdict:
 
 async def _bounded(what: Plan) -> tuple[str, float, int, str]:
     failure = ""
-    async with Sim(seed=what.seed) as sim:
+    async with Sim(seed=what.seed, repeat=f"make sim SEED={what.seed}") as sim:
         try:
             async with asyncio.timeout(AT_MOST_S):
                 await _story(sim, what)

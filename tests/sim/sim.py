@@ -51,10 +51,14 @@ class BrokenError(AssertionError):
 
 
 class Sim:
-    """See the module. Everything random comes from `seed`; the same calls give the same trace."""
+    """See the module. Everything random comes from `seed`; the same calls give the same trace.
 
-    def __init__(self, seed: int = 0, settings: Settings | None = None) -> None:
+    `repeat`: the line that a failure ends with, which repeats this very run. Without it the test's name does.
+    """
+
+    def __init__(self, seed: int = 0, settings: Settings | None = None, *, repeat: str = "") -> None:
         self.seed = seed
+        self._repeat = repeat
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(self._unhandled)
         self.trace = Trace(self._loop.time)
@@ -492,7 +496,7 @@ class Sim:
             raise BrokenError(self.story(wrong))
 
     def story(self, wrong: list[str]) -> str:
-        return "\n".join([*wrong, "", self.trace.tail(), "", f"make sim SEED={self.seed}"])
+        return "\n".join([*wrong, "", self.trace.tail(), "", self._repeat]).rstrip()
 
     # -- hooks -----------------------------------------------------------------------------------
 

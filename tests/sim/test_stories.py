@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
+from agents.protocol import DomainState
+from migrd.model import HostState
 from migrd.ports import JournalReadOnly
 from storage.errors import Unknown
 from tests.core.vloop import run
 from tests.sim.converge import converge
+from tests.sim.disk import Fault
 from tests.sim.quiet import quiet
 from tests.sim.sim import Sim
 from tests.sim.trace import Happened
@@ -302,6 +305,38 @@ def test_i20_a_journal_whose_disk_hangs_in_the_middle_of_a_drain_is_told_and_wri
     for seed in range(6):
         for killed in (False, True):
             tell(partial(story, seed, killed))
+
+
+def test_i16_hosts_and_guests_are_watched_while_the_journal_takes_no_rows() -> None:
+    """It is read-only, and what is seen meanwhile is seen: a host that goes, a guest that is paused."""
+
+    async def story(fault: Fault) -> None:
+        async with Sim(seed=3) as sim:
+            three(sim)
+            for name, host in (("g", "h1"), ("x", "h2")):
+                sim.world.add_iscsi(name, host)
+            await sim.start()
+            operation = await sim.migrate("g", "h2")
+            await told(sim, "incoming QEMU")
+            sim.disk("migrd", fault)
+            await sim.until(lambda: sim.controller is not None and not sim.controller.readiness().ready)
+            sim.cut("h3")
+            sim.suspend("x", 1000.0)
+            await sim.pass_time(20.0)
+            assert sim.controller is not None
+            assert not sim.controller.readiness().ready
+            seen = sim.controller.cluster()
+            assert seen.hosts["h3"].observed is HostState.UNREACHABLE
+            assert {guest.name: guest.state for guest in seen.guests}["x"] is DomainState.PAUSED
+            assert state(sim, operation) == "running"
+            sim.disk("migrd", "")
+            await sim.until(lambda: not sim.open_operations(), at_most_s=120)
+            assert (state(sim, operation), sim.where("g")) == ("done", ["h2"])
+            await converge(sim)
+            sim.check_end()
+
+    for fault in ("full", "io", "hang"):
+        tell(partial(story, fault))
 
 
 def test_i20_a_drain_whose_first_row_hangs_is_not_known_to_have_begun_and_begins_once() -> None:

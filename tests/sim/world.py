@@ -28,6 +28,7 @@ BOOT_GUEST_S = (0.1, 1.0)  # until QEMU executes it
 LETS_GO_S = 0.5  # from the look for openers to the logout, at most
 RESYNC_S = (1.0, 6.0)
 BOOT_S = (4.0, 12.0)
+AUTOSTARTS_AFTER_S = 0.5
 
 
 @dataclass
@@ -109,6 +110,7 @@ class World:
         self.slow_talk_s: dict[str, float] = {}  # guests and how long each answer takes while they move cold
         self.will_stop: set[str] = set()  # guests that were asked, and have yet to follow
         self._letting_go: dict[tuple[str, str], float] = {}  # (host, volume): since when
+        self.autostart: set[str] = set()  # guests that libvirtd starts with a host on which they are defined
         self.boots_not: set[tuple[str, str]] = set()  # (host, guest): its start fails there
         self.auto_demote = True  # DRBD 9: the last close demotes; False, DRBD 8.4: a primary stays one
         self.twice: set[str] = set()  # guests that libvirt itself has let run on two hosts
@@ -612,6 +614,19 @@ class World:
             if host in resource.replicas:
                 self.later(self.between((0.0, 3.0)), self._resource_up, host, boot, resource)
         self.on_power(host, True)
+        for uuid in sorted(self.autostart & set(machine.domains)):
+            self.later(AUTOSTARTS_AFTER_S, self._autostarts, host, boot, uuid)
+
+    def _autostarts(self, host: str, boot: int, uuid: str) -> None:
+        """libvirtd starts what is marked and has its disks at hand; nobody asks migrd."""
+        machine, guest = self.machines[host], self.guests[uuid]
+        if machine.boot != boot or not machine.powered or not all(self.holds(host, v) for v in guest.volumes):
+            return
+        if uuid in machine.domains and not machine.has_process(uuid):
+            machine.domains[uuid] = Domain(DomainState.RUNNING, "booted", process=True, ran=True)
+            self.begins_to_execute(host, uuid)
+            self.runs_again(uuid)
+            self.changed(host, f"{guest.name} is started with its host", uuid=uuid)
 
     def _resource_up(self, host: str, boot: int, resource: Resource) -> None:
         machine = self.machines[host]
