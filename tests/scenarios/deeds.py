@@ -276,17 +276,32 @@ def _undefine(sim: Sim, deed: Deed) -> None:
 
 
 def _suspend(sim: Sim, deed: Deed) -> None:
+    _pause(sim, deed, "user", "is suspended by hand")
+
+
+def _storage_gone(sim: Sim, deed: Deed) -> None:
+    """Its disk's server is away: QEMU pauses the guest at its first I/O error, wherever it runs."""
+    _pause(sim, deed, "ioerror", "is paused: its storage is gone")
+
+
+def _pause(sim: Sim, deed: Deed, reason: str, what: str) -> None:
     guest = sim.world.guest(deed.words[0])
     host, domain = _domain(sim, guest)
-    domain.state, domain.reason = DomainState.PAUSED, "user"
-    sim.world.changed(host, f"{guest.name} is suspended by hand", uuid=guest.uuid)
+    domain.state, domain.reason = DomainState.PAUSED, reason
+    sim.world.changed(host, f"{guest.name} {what}", uuid=guest.uuid)
 
 
-def _virsh_resume(sim: Sim, deed: Deed) -> None:
+def _goes_on(sim: Sim, deed: Deed) -> None:
+    """`virsh resume`, by hand or by what watches the storage."""
     guest = sim.world.guest(deed.words[0])
     host, domain = _domain(sim, guest)
     domain.state, domain.reason = DomainState.RUNNING, "unpaused"
     sim.world.changed(host, f"{guest.name} is resumed by hand", uuid=guest.uuid)
+
+
+def _autostart(sim: Sim, deed: Deed) -> None:
+    """`virsh autostart`, on whichever host it is defined."""
+    sim.world.autostart.add(sim.world.guest(deed.words[0]).uuid)
 
 
 def _virsh_migrate(sim: Sim, deed: Deed) -> None:
@@ -423,6 +438,7 @@ DEEDS: Mapping[str, Kind] = {
     # disks as others leave them
     "wrong-disk": Kind(do=_wrong_disk, takes=("guest", "host")),
     "syncing": Kind(do=_syncing, takes=("guest", "host"), undo=_synced),
+    "storage-gone": Kind(do=_storage_gone, takes=("guest",), undo=_goes_on),
     "split-brain": Kind(do=_split, takes=("guest",)),
     "drop-replication": Kind(do=_drop_replication, takes=("guest",), undo=_replicates),
     "discard": Kind(do=_discard, takes=("guest", "host")),
@@ -434,7 +450,8 @@ DEEDS: Mapping[str, Kind] = {
     "poweroff-inside": Kind(do=_shutdown, takes=("guest",)),
     "virsh-destroy": Kind(do=_destroy, takes=("guest", "host")),
     "virsh-undefine": Kind(do=_undefine, takes=("guest", "host")),
-    "virsh-suspend": Kind(do=_suspend, takes=("guest",), undo=_virsh_resume),
+    "virsh-suspend": Kind(do=_suspend, takes=("guest",), undo=_goes_on),
+    "virsh-autostart": Kind(do=_autostart, takes=("guest",)),
     "virsh-migrate": Kind(do=_virsh_migrate, takes=("guest", "host")),
     "logout": Kind(do=_logout, takes=("guest", "host")),
     "create": Kind(do=_create, takes=("word", "host"), options=("memory",)),

@@ -20,6 +20,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from tests.scenarios.deeds import DEEDS, Deed, DeedError, read_deed
 
@@ -58,7 +59,8 @@ class Cue:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     name: str
-    covers: str
+    invariants: frozenset[str]  # I1..I20
+    cases: frozenset[int]  # of the field notes' list "cases to survive"
     hosts: Mapping[str, int]  # name -> memory in bytes
     guests: tuple[GuestLine, ...]
     cues: tuple[Cue, ...]
@@ -89,7 +91,7 @@ class _Reader:
     def __init__(self, name: str) -> None:
         self.name = name
         self.number = 0
-        self.covers = ""
+        self.covers: tuple[frozenset[str], frozenset[int]] | None = None
         self.hosts: dict[str, int] = {}
         self.guests: list[GuestLine] = []
         self.cues: list[Cue] = []
@@ -107,17 +109,18 @@ class _Reader:
                 expected = "\n".join(lines[self.number - 1 :]) + "\n"
                 break
             if line.startswith("# covers:"):
-                self.covers = line.removeprefix("# covers:").strip()
+                self.covers = self._covers(line.removeprefix("# covers:"))
             words = self._split(line)
             if words:
                 self._line(words)
-        if not self.covers:
+        if self.covers is None:
             self._wrong("no line says what is covered: # covers: I5, field-notes 1")
         if not self.cues:
             self._wrong("nothing happens: no `at` and no `when`")
         return Scenario(
             name=self.name,
-            covers=self.covers,
+            invariants=self.covers[0],
+            cases=self.covers[1],
             hosts=self.hosts,
             guests=tuple(self.guests),
             cues=tuple(self.cues),
@@ -129,8 +132,21 @@ class _Reader:
             expected=expected,
         )
 
-    def _wrong(self, what: str) -> None:
+    def _wrong(self, what: str) -> NoReturn:
         raise ScenarioError(f"{self.name}:{self.number}: {what}")
+
+    def _covers(self, text: str) -> tuple[frozenset[str], frozenset[int]]:
+        """`I5, field-notes 6 (KubeVirt #5482: left behind): words`."""
+        invariants, cases = set(), set()
+        for each in re.sub(r"\([^)]*\)", "", text).partition(":")[0].split(","):
+            if re.fullmatch(r"I([1-9]|1\d|20)", each.strip()):
+                invariants.add(each.strip())
+            elif found := re.fullmatch(r"field-notes (\d+)", each.strip()):
+                cases.add(int(found[1]))
+            else:
+                wrong = f"{each.strip()!r} is neither an invariant nor a case"
+                self._wrong(f"{wrong}: # covers: I5, field-notes 1: words")
+        return frozenset(invariants), frozenset(cases)
 
     def _split(self, line: str) -> list[str]:
         try:

@@ -25,7 +25,6 @@ from tests.scenarios.tell import Teller
 from tests.scenarios.why import why
 from tests.sim.converge import converge
 from tests.sim.invariants import leftovers
-from tests.sim.migration import Migration
 from tests.sim.quiet import quiet
 from tests.sim.sim import Sim
 from tests.sim.world import World
@@ -54,7 +53,8 @@ async def _play(scenario: Scenario) -> str:
         ),
         migrate_deadline_s=scenario.settings.get("deadline", 3600.0),
     )
-    async with Sim(seed=int(scenario.settings.get("seed", 1)), settings=settings) as sim:
+    repeat = f"pytest 'tests/scenarios/test_scenarios.py::test_scenario[{scenario.name}]'"
+    async with Sim(seed=int(scenario.settings.get("seed", 1)), settings=settings, repeat=repeat) as sim:
         async with asyncio.timeout(AT_MOST_S * 4):
             return await Stage(scenario, sim).run()
 
@@ -116,18 +116,17 @@ class Stage:
         for each in self.scenario.guests:
             match each.kind:
                 case "drbd":
-                    world.add_drbd(each.name, each.host, each.peer, each.memory_bytes)
+                    guest = world.add_drbd(each.name, each.host, each.peer, each.memory_bytes)
                 case "iscsi":
-                    world.add_iscsi(each.name, each.host, each.memory_bytes)
+                    guest = world.add_iscsi(each.name, each.host, each.memory_bytes)
                 case _:
-                    world.add_iscsi_qemu(each.name, each.host, each.memory_bytes)
+                    guest = world.add_iscsi_qemu(each.name, each.host, each.memory_bytes)
+            self.sim.migrations.copy_s[guest.uuid] = each.copy_s
 
     def _hook(self) -> None:
         """Stand beside the simulator's own observers."""
         sim, world = self.sim, self.sim.world
         journalled, check, violate = sim.invariants.journalled, world.check, sim.trace.violate
-        begin = sim.migrations.begin
-        copy_s = {each.name: each.copy_s for each in self.scenario.guests}
 
         def on_row(operation: str, event: Event) -> None:
             before: SagaState | None = sim.books.states.get(operation)
@@ -146,15 +145,9 @@ class Stage:
             else:
                 violate(invariant, text, event)
 
-        def on_begin(uuid: str, source: str, target: str) -> Migration:
-            migration = begin(uuid, source, target)
-            migration._copy_s = copy_s.get(world.guests[uuid].name, migration._copy_s)
-            return migration
-
         sim.invariants.journalled = on_row  # type: ignore[method-assign]
         world.check = on_change
         sim.trace.violate = on_violation  # type: ignore[method-assign]
-        sim.migrations.begin = on_begin  # type: ignore[method-assign]
 
     def _note(self, before: SagaState | None, event: Event, after: SagaState) -> None:
         self.teller.journalled(before, event, after)

@@ -241,7 +241,7 @@ def _guest(world: World, uuid: str) -> str:
         return f"runs on {' AND '.join(executes)}"
     for host, machine in world.machines.items():
         domain = machine.domains.get(uuid)
-        if domain is not None and domain.process and domain.ran and domain.reason == "user":
+        if domain is not None and domain.process and domain.ran and domain.reason in ("user", "ioerror"):
             return f"is {domain.state} on {host}"
     alive = any(
         uuid in m.domains and m.domains[uuid].process and m.domains[uuid].ran for m in world.machines.values()

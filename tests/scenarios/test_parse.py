@@ -25,6 +25,9 @@ HEAD = "# covers: I5\nhosts h1 h2\nguest web iscsi h1\n"
         ('when "web', "x:4: No closing quotation"),
         ("drain h1", "x:4: not understood: 'drain h1'"),
         ("lasts 3", "x:4: nothing happens"),
+        ("# covers: I21", "x:4: 'I21' is neither an invariant nor a case"),
+        ("# covers: I5, the ordinary case", "x:4: 'the ordinary case' is neither"),
+        ("# covers: field-notes 6 (a #1), 7 (b #2)", "x:4: '7' is neither"),
     ],
 )
 def test_a_mistake_names_its_line(line: str, said: str) -> None:
@@ -36,6 +39,12 @@ def test_a_mistake_names_its_line(line: str, said: str) -> None:
 def test_every_scenario_says_what_it_covers() -> None:
     with pytest.raises(ScenarioError, match="no line says what is covered"):
         parse("x", "hosts h1 h2\nat 0 drain h1\n")
+
+
+def test_what_it_covers_is_read_without_its_words() -> None:
+    head = HEAD.replace("I5", 'I5, field-notes 7 (Incus #2241: "busy" for ever), I16: words, I6')
+    found = parse("x", head + "at 0 drain h1\n")
+    assert (found.invariants, found.cases) == ({"I5", "I16"}, {7})
 
 
 def test_an_event_that_never_happens_is_no_story() -> None:
