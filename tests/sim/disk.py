@@ -10,7 +10,7 @@ import asyncio
 import io
 import random
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
 from contextvars import Context, copy_context
 from pathlib import Path
@@ -19,6 +19,9 @@ from typing import Any, Literal, TextIO
 Fault = Literal["", "full", "io", "late", "hang"]
 WRITTEN_SHARE = 0.5  # of the calls that hang: they have written before
 _WORDS = {"full": "database or disk is full", "io": "disk I/O error", "late": "disk I/O error"}
+
+
+TIDYING = ("INSERT INTO dropping", "INSERT OR REPLACE INTO ended")
 
 
 class Database(sqlite3.Connection):
@@ -32,6 +35,11 @@ class Database(sqlite3.Connection):
     path: str
     late: list[tuple[str, Any]]
     _written: list[tuple[str, Any]]
+
+    @property
+    def tidies(self) -> bool:
+        """Does its transaction forget or condense operations of the journal?"""
+        return any(sql.startswith(TIDYING) for sql, _ in self._written)
 
     def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
         word = sql[:6].upper()
@@ -48,6 +56,12 @@ class Database(sqlite3.Connection):
         cursor = super().execute(sql)
         self.late = []
         self.disk.after_commit(self.path, self)
+        return cursor
+
+    def executemany(self, sql: str, parameters: Iterable[Any]) -> sqlite3.Cursor:  # type: ignore[override]
+        cursor = self.cursor()
+        for each in parameters:
+            cursor = self.execute(sql, each)
         return cursor
 
     def recover(self) -> None:
@@ -107,7 +121,7 @@ class Disk:
         found.recover()
         return found
 
-    def connect_again(self, path: Path) -> sqlite3.Connection:
+    def connect_again(self, path: Path) -> Database:
         """For an observer: the same connection, in whatever transaction it is."""
         return self._databases[str(path)]
 

@@ -309,6 +309,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         first=200,
     ),
     _one(
+        "what decides about a host is forgotten",
+        "I16",
+        "migrd/retention.py",
+        "            needed |= {r.id for r in _decisive(about)}\n",
+        "            needed |= set()\n",
+    ),
+    _one(
+        "forgotten in memory before it is forgotten in the journal",
+        "I16",
+        "migrd/engine.py",
+        "            await self._journal.drop(names)\n",
+        "            await self._journal.drop(names[:-1])\n",
+    ),
+    _one(
         "nobody notices that the journal's disk hangs",
         "I20",
         "migrd/journal.py",

@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from migrd.retention import Keep
 from tests.sim.world import GIB
 
 HEAL_AT_S = 40.0
@@ -13,6 +14,7 @@ COLD = 3  # seeds that leave this when divided by four have cold moves
 UNHEARD = 1  # ... and those switch-overs whose end is not heard of
 AIMED = 2  # ... and those faults that are aimed at one moment of one move
 HANGS = (4, 14)  # divided by sixteen: disks that hang; no seed of seeds.txt leaves one of these
+FORGETS = 9  # ... and a journal that keeps next to nothing of what has ended
 _KINDS = (
     *(("drbd",),) * 4,
     *(("iscsi",),) * 3,
@@ -63,6 +65,7 @@ class Plan:
     heal_at_s: float = HEAL_AT_S
     undrain: bool = True  # at the end, everything drained is brought back
     auto_demote: bool = True  # of DRBD: what its last opener closes is secondary
+    keep: int = Keep().operations  # ended operations in the journal
 
     def __str__(self) -> str:
         guests = [
@@ -89,6 +92,8 @@ def plan(seed: int) -> Plan:
     made = Plan(seed=seed, hosts=hosts, guests=guests, deeds=tuple(deeds), undrain=rng.random() < 0.5)
     if seed % 16 in HANGS:
         return _with_hanging_disks(made)
+    if seed % 16 == FORGETS:
+        return _with_short_memory(made)
     variant = {COLD: _with_cold_moves, UNHEARD: _with_lost_answers, AIMED: _with_aimed_faults}
     return variant.get(seed % 4, lambda same: same)(made)
 
@@ -101,6 +106,26 @@ def _with_hanging_disks(made: Plan) -> Plan:
     calm = tuple(deed for deed in made.deeds if deed.what in _COMMANDS)
     kept = calm if rng.random() < 0.5 else made.deeds
     return replace(made, deeds=(*kept, *deeds), heal_at_s=2 * HEAL_AT_S)
+
+
+def _with_short_memory(made: Plan) -> Plan:
+    """The same plan, often without its other faults, and many moves more; hardly any of them is kept once it
+    has ended, and the daemon dies over forgetting. Dice of their own, as below."""
+    rng = random.Random(f"{made.seed}:forget")
+    moves = [
+        Deed(rng.uniform(0.0, 70.0), "migrate", (rng.choice(made.guests).name, rng.choice(made.hosts)))
+        for _ in range(rng.randrange(4, 10))
+    ]
+    deaths = []
+    for _ in range(rng.choice((1, 2, 3))):
+        at_s = rng.uniform(0.0, 60.0)
+        deaths += [
+            Deed(at_s, "kill_tidying", (rng.choice((1, 1, 2)), rng.choice(("before", "after")))),
+            Deed(at_s + rng.uniform(25.0, 40.0), "start_daemon"),
+        ]
+    calm = tuple(deed for deed in made.deeds if deed.what in _COMMANDS)
+    kept = calm if rng.random() < 0.6 else made.deeds
+    return replace(made, deeds=(*kept, *moves, *deaths), heal_at_s=100.0, keep=rng.choice((1, 1, 2, 4)))
 
 
 def _hang(rng: random.Random, made: Plan) -> list[Deed]:

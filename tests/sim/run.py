@@ -10,9 +10,11 @@ import traceback
 from dataclasses import dataclass
 
 from migrd.control import NotFound
+from migrd.engine import Settings
 from migrd.model import HostState
 from migrd.operations import OperationState
 from migrd.ports import JournalReadOnly
+from migrd.retention import Keep
 from storage.errors import Refused, Unknown
 from tests.core.vloop import VirtualLoop
 from tests.sim.converge import converge
@@ -53,7 +55,8 @@ def run_plan(what: Plan) -> Verdict:
 
 async def _bounded(what: Plan) -> tuple[str, float, int, str]:
     failure = ""
-    async with Sim(seed=what.seed, repeat=f"make sim SEED={what.seed}") as sim:
+    settings = Settings(keep=Keep(operations=what.keep))
+    async with Sim(what.seed, settings, repeat=f"make sim SEED={what.seed}") as sim:
         try:
             async with asyncio.timeout(AT_MOST_S):
                 await _story(sim, what)

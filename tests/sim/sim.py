@@ -29,10 +29,11 @@ from migrd.engine import Settings
 from migrd.journal import DEADLINE_S
 from migrd.model import HostState
 from migrd.operations import Operation
+from migrd.projection import Record, administrative
 from migrd.sagas.events import EVENT
 from tests.core.vloop import LIFE, unwind
 from tests.sim.bmc import Bmcs
-from tests.sim.disk import Disk, Fault
+from tests.sim.disk import Database, Disk, Fault
 from tests.sim.invariants import Books, Invariants, leftovers
 from tests.sim.migration import Migrations
 from tests.sim.network import Network
@@ -82,6 +83,9 @@ class Sim:
         self.writes = 0  # journal transactions with rows so far
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []  # for so many writes
         self.kill_at_write: tuple[int, str] | None = None  # (number, "before" | "after")
+        self._kill_at_tidying: tuple[int, str] | None = None  # the same, of what forgets and condenses
+        self.tidyings = 0  # of those, so far
+        self._keep = settings.keep.operations
         self._seq = 0
         self._commands: set[asyncio.Task[Any]] = set()
         self.world.on_power = self._power_changed
@@ -242,6 +246,10 @@ class Sim:
 
     def kill_daemon(self, after_steps: int = 0) -> None:
         self.daemon.kill_after(after_steps) if after_steps else self.daemon.kill()
+
+    def kill_tidying(self, number: int, when: str) -> None:
+        """Kill the daemon around the `number`th time from now that its journal forgets or condenses."""
+        self._kill_at_tidying = (self.tidyings + number, when)
 
     def start_daemon(self) -> None:
         self.daemon.start()
@@ -447,6 +455,7 @@ class Sim:
         self.world.boots_not.clear()
         self.world.slow_talk_s.clear()
         self.network.healed()
+        self._kill_at_tidying = None
         self.daemon.unstall()
         for guest in self.world.guests.values():
             self.world.resume_by_hand(guest.name)
@@ -487,13 +496,32 @@ class Sim:
             for host, agent in self.agents.items()
             if agent.alive and (n := agent.running_attempts())
         ]
-        if self.controller is not None:
-            records = self.controller._engine.records
-            for operation, state in self.books.states.items():
-                if operation not in records or not saga.only_waits(state, records[operation].state):
-                    wrong.append(f"I16: {operation}: the journal says {state}")
+        wrong += self._memory()
         if wrong:
             raise BrokenError(self.story(wrong))
+
+    def _memory(self) -> list[str]:
+        """What the daemon knows is what became durable, but for what it may forget; that changes nothing."""
+        if self.controller is None:
+            return []
+        records, states = self.controller._engine.records, self.books.states
+        wrong = [
+            f"I16: {operation}: the journal says {state}"
+            for operation, state in states.items()
+            if (operation in records and not saga.only_waits(state, records[operation].state))
+            or (operation not in records and not saga.ended(state))
+        ]
+        forgotten = states.keys() - records.keys()
+        if forgotten and sum(saga.ended(each.state) for each in records.values()) < self._keep:
+            wrong.append(f"I16: more is forgotten than may be: {sorted(forgotten)}")
+        on_disk = self.daemon.disk.connect_again(JOURNAL).execute("SELECT DISTINCT operation FROM event")
+        wrong += [f"I16: {name} is in the journal still" for (name,) in on_disk if name not in records]
+        decided = administrative(
+            Record(id=name, state=state, requested_at_s=0.0, seq=0) for name, state in states.items()
+        )
+        if dict(self.controller.administrative()) != decided:
+            wrong.append(f"I16: hosts are {dict(self.controller.administrative())}; all rows say {decided}")
+        return wrong
 
     def story(self, wrong: list[str]) -> str:
         return "\n".join([*wrong, "", self.trace.tail(), "", self._repeat]).rstrip()
@@ -507,20 +535,30 @@ class Sim:
             self.agents[host].kill("power")
 
     def _before_commit(self, path: str) -> None:
-        if path != str(JOURNAL) or self.kill_at_write is None:
+        if path != str(JOURNAL):
             return
-        number, when = self.kill_at_write
-        if when == "before" and self._has_rows(self.daemon.disk) and self.writes + 1 == number:
+        database = self.daemon.disk.connect_again(JOURNAL)
+        if self.kill_at_write == (self.writes + 1, "before") and self._has_rows(database):
             self.kill_at_write = None
-            self.daemon.kill()
-            raise sqlite3.OperationalError("the process has just died")
+        elif self._kill_at_tidying == (self.tidyings + 1, "before") and database.tidies:
+            self._kill_at_tidying = None
+        else:
+            return
+        self.daemon.kill()
+        raise sqlite3.OperationalError("the process has just died")
 
-    def _has_rows(self, disk: Disk) -> bool:
-        found = disk.connect_again(JOURNAL).execute("SELECT max(seq) FROM event").fetchone()[0]
+    def _has_rows(self, database: Database) -> bool:
+        found = database.execute("SELECT max(seq) FROM event").fetchone()[0]
         return (found or 0) > self._seq
 
-    def _after_commit(self, path: str, database: sqlite3.Connection) -> None:
+    def _after_commit(self, path: str, database: Database) -> None:
         """What became durable: into the books."""
+        if database.tidies:
+            self.tidyings += 1
+            self.trace.note("journal", "migrd", f"tidied, for the {self.tidyings}. time")
+            if self._kill_at_tidying == (self.tidyings, "after"):
+                self._kill_at_tidying = None
+                self.daemon.kill()
         rows = database.execute(
             "SELECT seq, operation, kind, payload FROM event WHERE seq > ? ORDER BY seq", (self._seq,)
         ).fetchall()
