@@ -61,6 +61,9 @@ class ColdStage(StrEnum):
         return self in (ColdStage.DONE, ColdStage.UNDONE)
 
 
+COMMIT_POINT = ColdStage.DONE
+"""On the target, running if it ran before, and nothing of it on the source. Before it: undo."""
+
 FORWARD = (
     ColdStage.PREPARE,
     ColdStage.SHUTDOWN,

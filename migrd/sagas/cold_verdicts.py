@@ -27,7 +27,7 @@ from migrd.sagas.cold_moves import (
     park,
     start_back,
 )
-from migrd.sagas.cold_state import BACK, FORWARD, ColdStage, ColdState
+from migrd.sagas.cold_state import BACK, COMMIT_POINT, FORWARD, ColdStage, ColdState
 from migrd.sagas.events import CANCELLED, Looked
 from migrd.sagas.guest_move import MAX_FAILURES, backoff_s
 from storage.words import DrbdVolume, Health, Side
@@ -227,7 +227,7 @@ def _further_back(state: ColdState) -> Result:
 
 
 def _done(state: ColdState, event: Looked, seen: Pair) -> Result:
-    """The commit point, and the end: nothing of the guest is left on the source, and storage went before."""
+    """Nothing of the guest is left on the source, and storage went before."""
     request = state.request
     remarks: tuple[str, ...] = ()
     if seen.target is SideView.PAUSED:
@@ -238,7 +238,7 @@ def _done(state: ColdState, event: Looked, seen: Pair) -> Result:
         remarks = (*remarks, f"autostart is not carried over: virsh autostart {request.name}")
     remarks = (*remarks, *_ill(event.source), *_ill(event.target))
     return replace(
-        state, stage=ColdStage.DONE, going_back=False, down=False, reasons=remarks, trouble=(), answers=()
+        state, stage=COMMIT_POINT, going_back=False, down=False, reasons=remarks, trouble=(), answers=()
     ), ()
 
 

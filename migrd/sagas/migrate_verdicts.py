@@ -50,7 +50,10 @@ STUCK: Mapping[Verdict, tuple[str, str]] = {
     Verdict.SOURCE_PAUSED: ("the guest is paused on {source}", "virsh resume {name} on {source}"),
     Verdict.PAUSED_BOTH: ("the guest is paused on both hosts", "look at both, resume it on exactly one"),
     Verdict.MOVED_PAUSED: ("the guest is on {target}, but paused", "virsh resume {name} on {target}"),
-    Verdict.POSTCOPY: ("the guest is split between both hosts (post-copy)", ""),
+    Verdict.POSTCOPY: (  # somebody else's: migrd never asks for it
+        "the guest is split between both hosts (post-copy)",
+        "mend the network, then repeat the virsh migrate that began it on {source} with --postcopy-resume",
+    ),
     Verdict.INCOMING_ONLY: (
         "the guest's QEMU on {source} is gone, and {target} never took over",
         "virsh resume {name} on {target} if the switch-over had begun, else virsh destroy {name} there",

@@ -34,6 +34,7 @@ from migrd.sagas.events import (
 )
 from migrd.sagas.guest_move import MAX_TRIES, REFUSED_TRIES, backoff_s
 from migrd.sagas.migrate_state import COMMIT_POINT, MigrateState, Stage
+from migrd.sagas.migrate_verdicts import WAIT_LOOKS
 from migrd.slots import Caps, Slot, admit
 from storage.words import DrbdVolume, Health, Role, Side, VolumeReport
 from tests.core.every_event import EVERY_EVENT, LIVE_MOVE
@@ -216,6 +217,21 @@ def test_what_is_shut_off_on_both_hosts_is_swept_a_few_times_and_then_left_to_a_
         assert refused <= REFUSED_TRIES
     assert state.reasons == ("the guest was shut down on h1 during the migration", "h2: it ran on this host")
     assert "virsh undefine db on the one that is to lose it" in state.remedy
+
+
+def test_i15_a_guest_that_somebody_left_in_post_copy_is_waited_for_then_told_with_the_way_out() -> None:
+    state = replace(
+        migrate.begin("op", REQUEST), stage=Stage.RECONCILE, attempts={Stage.PREPARE: 1, Stage.MIGRATE: 1}
+    )
+    looks = 0
+    while state.stage is not Stage.PARKED:
+        looks += 1
+        assert looks <= WAIT_LOOKS
+        postcopy = looked(DomainState.PAUSED_POSTCOPY, DomainState.PAUSED_POSTCOPY)
+        state, _ = migrate.step(state, replace(postcopy, number=looks))
+    assert "post-copy" in state.reasons[0]
+    assert "--postcopy-resume" in state.remedy
+    assert state.remedy.endswith("; then migrctl op resume op")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Guards removed one at a time, on a copy of the sources: the simulator must notice within SEEDS seeds.
 
-    python -m tests.sim.mutations [NAME ...]    # which seed notices what
+    python -m tests.sim.mutations [--first SEED] [NAME ...]    # which seed notices what
 
 A replacement must match exactly once, so a refactor that moves a guard cannot disable its entry unseen.
 """
@@ -44,12 +44,11 @@ class Edit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mutation:
-    """`invariant`: what the guard stands for; others may break first. `first`: where its seeds begin."""
+    """`invariant`: what the guard stands for; others may break first."""
 
     name: str
     invariant: str
     edits: tuple[Edit, ...]
-    first: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +79,8 @@ def copy(to: Path) -> None:
     (to / "tests" / "__init__.py").touch()
 
 
-def try_out(mutation: Mutation, *, seeds: int = SEEDS) -> Noticed:
-    """Run ordinary seeds on a copy with the fault until one fails. Raises NoMatchError."""
+def try_out(mutation: Mutation, *, first: int = 0) -> Noticed:
+    """Run ordinary seeds from `first` on on a copy with the fault until one fails. Raises NoMatchError."""
     with tempfile.TemporaryDirectory(prefix="migrd-mutation-") as directory:
         root = Path(directory)
         copy(root)
@@ -89,7 +88,7 @@ def try_out(mutation: Mutation, *, seeds: int = SEEDS) -> Noticed:
             path = root / edit.file
             path.write_text(mutated(path.read_text(), edit))
         done = subprocess.run(
-            [sys.executable, "-c", _PROGRAM, str(mutation.first), str(seeds)],
+            [sys.executable, "-c", _PROGRAM, str(first), str(SEEDS)],
             cwd=root,
             env={**os.environ, "PYTHONPATH": str(root)},
             capture_output=True,
@@ -101,12 +100,12 @@ def try_out(mutation: Mutation, *, seeds: int = SEEDS) -> Noticed:
         raise RuntimeError(f"{mutation.name}: the simulator itself fails: {done.stderr[-2000:]}")
     seed, _, story = done.stdout.strip().partition(" ")
     if not seed:
-        return Noticed(seed=None, seeds=seeds, story="")
-    return Noticed(seed=int(seed), seeds=int(seed) - mutation.first + 1, story=story)
+        return Noticed(seed=None, seeds=SEEDS, story="")
+    return Noticed(seed=int(seed), seeds=int(seed) - first + 1, story=story)
 
 
-def _one(name: str, invariant: str, file: str, old: str, new: str, *, first: int = 0) -> Mutation:
-    return Mutation(name=name, invariant=invariant, edits=(Edit(file=file, old=old, new=new),), first=first)
+def _one(name: str, invariant: str, file: str, old: str, new: str) -> Mutation:
+    return Mutation(name=name, invariant=invariant, edits=(Edit(file=file, old=old, new=new),))
 
 
 _MOVES = "migrd/sagas/migrate_moves.py"
@@ -126,7 +125,6 @@ MUTATIONS: tuple[Mutation, ...] = (
                 new="            if False and overtaken(",
             ),
         ),
-        first=335632370160,
     ),
     _one("a stale epoch is obeyed", "I4", "agents/ledger.py", "if epoch < highest:", "if epoch < 0:"),
     _one(
@@ -227,7 +225,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         "migrd/power.py",
         '            return f"unknown: {answer}"',
         '            return "off"',
-        first=200,
     ),
     _one(
         "power goes off unchecked",
@@ -306,7 +303,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         "migrd/engine.py",
         "                beginning.add_done_callback(_began_late)\n",
         "                beginning.cancel()\n",
-        first=200,
     ),
     _one(
         "what decides about a host is forgotten",
@@ -391,7 +387,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         _COLD,
         "    if state.moved and not state.going_back and seen.source is SideView.UNKNOWN:",
         "    if not state.going_back and seen.source is SideView.UNKNOWN:",
-        first=200,
     ),
     _one(
         "cold: a cancel undoes after the commit point",
@@ -401,7 +396,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         "        case Found.RUNS_ON_TARGET if state.cancelled:\n"
         "            return enter(replace(state, going_back=True), ColdStage.RETURN)\n"
         "        case Found.RUNS_ON_TARGET if state.issued(ColdStage.MOVE):\n",
-        first=300,
     ),
     Mutation(
         name="cold: a definition that libvirt still moves is swept",
@@ -426,7 +420,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         "migrd/sagas/cold_moves.py",
         "    return state.down and (state.ran or state.issued(ColdStage.RELEASE))",
         "    return state.down and state.issued(ColdStage.RELEASE)",
-        first=220,
     ),
     _one(
         "cold: a step on the guest is forgotten over a restart",
@@ -546,9 +539,9 @@ MUTATIONS: tuple[Mutation, ...] = (
 )
 
 
-def _told(mutation: Mutation) -> str:
+def _told(mutation: Mutation, first: int) -> str:
     try:
-        noticed = try_out(mutation)
+        noticed = try_out(mutation, first=first)
     except (NoMatchError, RuntimeError) as error:
         return f"{mutation.name}: {error}"
     which = f"seed {noticed.seed}, number {noticed.seeds}" if noticed.seed is not None else "BY NONE"
@@ -558,10 +551,11 @@ def _told(mutation: Mutation) -> str:
 def main(arguments: Iterable[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim.mutations")
     parser.add_argument("names", nargs="*", help="parts of names; all without one")
+    parser.add_argument("--first", type=int, default=0, help="where the seeds begin (0)")
     options = parser.parse_args(list(arguments))
     chosen = [m for m in MUTATIONS if not options.names or any(part in m.name for part in options.names)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for line in as_completed(pool.submit(_told, mutation) for mutation in chosen):
+        for line in as_completed(pool.submit(_told, mutation, options.first) for mutation in chosen):
             print(line.result(), flush=True)
     return 0
 

@@ -14,7 +14,8 @@ COLD = 3  # seeds that leave this when divided by four have cold moves
 UNHEARD = 1  # ... and those switch-overs whose end is not heard of
 AIMED = 2  # ... and those faults that are aimed at one moment of one move
 HANGS = (4, 14)  # divided by sixteen: disks that hang; no seed of seeds.txt leaves one of these
-FORGETS = 9  # ... and a journal that keeps next to nothing of what has ended
+PAIRED = (2, 3, 5, 6, 8, 12)  # divided by 32: faults that chance hardly ever brings together; nor of these
+FORGETS = 9  # divided by sixteen: a journal that keeps next to nothing of what has ended
 _KINDS = (
     *(("drbd",),) * 4,
     *(("iscsi",),) * 3,
@@ -92,6 +93,8 @@ def plan(seed: int) -> Plan:
     made = Plan(seed=seed, hosts=hosts, guests=guests, deeds=tuple(deeds), undrain=rng.random() < 0.5)
     if seed % 16 in HANGS:
         return _with_hanging_disks(made)
+    if seed % 32 in PAIRED:
+        return _with_paired_faults(made)
     if seed % 16 == FORGETS:
         return _with_short_memory(made)
     variant = {COLD: _with_cold_moves, UNHEARD: _with_lost_answers, AIMED: _with_aimed_faults}
@@ -106,6 +109,93 @@ def _with_hanging_disks(made: Plan) -> Plan:
     calm = tuple(deed for deed in made.deeds if deed.what in _COMMANDS)
     kept = calm if rng.random() < 0.5 else made.deeds
     return replace(made, deeds=(*kept, *deeds), heal_at_s=2 * HEAL_AT_S)
+
+
+def _with_paired_faults(made: Plan) -> Plan:
+    """On the same cluster one command, and what takes away the very thing that it leans on next; by turns."""
+    rng = random.Random(f"{made.seed}:paired")
+    guest = rng.choice([each for each in made.guests if each.peer] or made.guests)
+    to = guest.peer or rng.choice([host for host in made.hosts if host != guest.host])
+    at_s = rng.uniform(0.5, 3.0)
+    move = Deed(at_s, "migrate", (guest.name, to))
+    turn = made.seed // 32 * len(PAIRED) + PAIRED.index(made.seed % 32)
+    match turn % 10:
+        case 0:  # nobody can say whether the power is off
+            deeds = [
+                Deed(0.0, "bmc", (guest.host, "dead")),
+                Deed(at_s, "drain", (guest.host,), {"power_off": True}),
+            ]
+        case 1:  # its old home loses count of the definition's move, and may fall silent as it says so
+            moves, told = 9, 10  # rows of the journal by then
+            dies_s, for_s = rng.uniform(0.1, 2.0), rng.uniform(60.0, 150.0)
+            deeds = [
+                Deed(0.0, "slow_definition", (guest.name, rng.uniform(14.0, 40.0))),
+                Deed(at_s, "migrate", (guest.name, to), {"cold": True}),
+                Deed(dies_s, "kill_agent", (guest.host,), writes=moves),
+                Deed(dies_s + 0.3, "start_agent", (guest.host,), writes=moves),
+            ]
+            match rng.choice(("silent", "silent", "cancel", "cancel", "waits")):
+                case "silent":
+                    deeds.append(Deed(0.0, "partition", (guest.host,), writes=told))
+                    deeds.append(Deed(for_s, "unpartition", (guest.host,), writes=told))
+                case "cancel":
+                    deeds.append(Deed(rng.uniform(0.0, 20.0), "cancel_some", writes=told))
+                case _:
+                    pass
+        case 2:  # two primaries are allowed by hand, which no report tells yet
+            deeds = [Deed(at_s - rng.uniform(0.02, 0.4), "window_by_hand", (guest.name,)), move]
+        case 3:  # a row of the move hangs, and is durable or not
+            at_write, for_s = rng.randrange(4, 16), rng.uniform(11.0, 40.0)
+            deeds = [
+                move,
+                Deed(0.0, "disk", ("migrd", "hang"), writes=at_write),
+                Deed(for_s, "disk", ("migrd", ""), writes=at_write),
+            ]
+        case 4:  # a request is held back until its operation has given it up and ended
+            opens = 4  # rows of the journal by then
+            held_s = rng.uniform(0.3, 1.5)
+            deeds = [
+                move,
+                Deed(0.0, "lossy", (rng.choice((guest.host, to)),), {"late": 1.0}, writes=opens),
+                Deed(held_s, "unpartition", (guest.host,), writes=opens),
+                Deed(held_s, "unpartition", (to,), writes=opens),
+                Deed(held_s + rng.uniform(0.0, 2.0), "cancel_some", writes=opens),
+            ]
+        case 5:  # a cancel comes while the guest is being started
+            moved = 11  # rows of the journal by then
+            deeds = [
+                Deed(at_s, "migrate", (guest.name, to), {"cold": True}),
+                Deed(rng.uniform(0.0, 0.5), "cancel_some", writes=moved),
+            ]
+        case 6:  # the host reboots while it waits for the guest to shut down
+            asks = 5  # rows of the journal by then
+            lost_s = rng.uniform(0.0, 0.5)
+            deeds = [
+                Deed(at_s, "migrate", (guest.name, to), {"cold": True}),
+                Deed(lost_s, "cut", (guest.host,), writes=asks),
+                Deed(lost_s + rng.uniform(1.0, 15.0), "power_on", (guest.host,), writes=asks),
+            ]
+        case 7:  # its home loses its power before libvirt's Confirm, at times with writes nobody else has
+            deeds = [Deed(0.0, "cut_in_switch_over", (guest.name, "source", "confirm")), move]
+            deeds += [Deed(0.0, "fork", (guest.name,))] if rng.random() < 0.5 else []
+        case 8:  # replication breaks while memory is copied, whoever watches it by then
+            copies = 8  # rows of the journal by then
+            breaks_s, dies_s = rng.uniform(0.3, 3.0), rng.uniform(0.1, 1.0)
+            deeds = [
+                move,
+                Deed(breaks_s + dies_s, "cut_replication", (guest.host, to), writes=copies),
+                Deed(breaks_s + dies_s + 20.0, "heal_link", (guest.host, to), writes=copies),
+            ]
+            if rng.random() < 0.5:
+                deeds.append(Deed(dies_s, "kill_agent", (guest.host,), writes=copies))
+                deeds.append(Deed(dies_s + 0.2, "start_agent", (guest.host,), writes=copies))
+        case _:  # its first row does, and whoever asks is told after a while that nobody knows
+            deeds = [
+                Deed(at_s - 0.2, "disk", ("migrd", "hang")),
+                move,
+                Deed(at_s + rng.uniform(16.0, 40.0), "disk", ("migrd", "")),
+            ]
+    return replace(made, deeds=tuple(deeds), heal_at_s=3 * HEAL_AT_S)
 
 
 def _with_short_memory(made: Plan) -> Plan:
