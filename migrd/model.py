@@ -96,12 +96,12 @@ class Cluster:
         return found
 
     @cached_property
-    def _by_uuid(self) -> Mapping[str, Sequence[Guest]]:
-        return _nearly_unique(self.guests, attrgetter("uuid"))
+    def _by_uuid(self) -> _NearlyUnique:
+        return _NearlyUnique(self.guests, attrgetter("uuid"))
 
     @cached_property
-    def _by_name(self) -> Mapping[str, Sequence[Guest]]:
-        return _nearly_unique(self.guests, attrgetter("name"))
+    def _by_name(self) -> _NearlyUnique:
+        return _NearlyUnique(self.guests, attrgetter("name"))
 
     @cached_property
     def committed_bytes(self) -> Mapping[str, int]:
@@ -116,11 +116,11 @@ class Cluster:
 
     def instances(self, uuid: str) -> Sequence[Guest]:
         """Every host's domain of this uuid."""
-        return self._by_uuid.get(uuid, ())
+        return self._by_uuid.all(uuid)
 
     def called(self, name: str) -> Sequence[Guest]:
         """Every host's domain of this name."""
-        return self._by_name.get(name, ())
+        return self._by_name.all(name)
 
     def instance(self, uuid: str) -> Guest | None:
         """Where the guest runs; if it runs nowhere, where it is defined. Deterministic for any order."""
@@ -139,13 +139,30 @@ class Cluster:
         return found is not None and found.state is HostState.OFF
 
 
-def _nearly_unique(guests: tuple[Guest, ...], key: Callable[[Guest], str]) -> Mapping[str, Sequence[Guest]]:
-    """Guests by a key that nearly always has one guest: a tuple costs half of what a list does."""
-    found: dict[str, tuple[Guest, ...]] = {}
-    for guest in guests:
-        name = key(guest)
-        found[name] = (*found[name], guest) if name in found else (guest,)
-    return found
+class _NearlyUnique:
+    """Guests by a key that nearly always has one guest.
+
+    Each moment of the cluster that is asked has one, so it makes no object per guest: tens of thousands of
+    them, as often as anything changes, keep the garbage collector walking over all that the daemon knows.
+    """
+
+    def __init__(self, guests: tuple[Guest, ...], key: Callable[[Guest], str]) -> None:
+        self._last = {key(guest): guest for guest in guests}
+        self._several: dict[str, tuple[Guest, ...]] = {}
+        if len(self._last) < len(guests):
+            for guest in guests:
+                if self._last[key(guest)] is not guest:
+                    self._several[key(guest)] = (*self._several.get(key(guest), ()), guest)
+            for name, others in self._several.items():
+                self._several[name] = (*others, self._last[name])
+
+    def all(self, name: str) -> Sequence[Guest]:
+        """In the order of the cluster's guests."""
+        found = self._several.get(name)
+        if found is not None:
+            return found
+        only = self._last.get(name)
+        return () if only is None else (only,)
 
 
 def _rank(guest: Guest) -> int:

@@ -1,20 +1,26 @@
 """The production daemon over 1,000 hosts and 20,000 guests, in virtual time: python -m tests.bench.scale
 
-A wave of drains is carried out against agents that cost next to nothing; copies take as long as real ones.
-Virtual time passes with the processor's: the lag of a timer is what it would be. Threads (journal, TLS) are
-not in it.
+A wave of drains is carried out against agents that cost nothing; copies take as long as real ones. Virtual
+time passes with the processor's: the lag of a timer is what it would be. What is the daemon's own is in it:
+AgentClient, every answer and event as JSON, and metrics that are scraped. What agents would do elsewhere is
+not, nor are threads and the kernel (journal, TLS, sockets).
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import resource
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
+from urllib.parse import parse_qsl, unquote
 
+from agents.client import AgentClient
 from agents.protocol import (
     AnyVolume,
     Attempt,
@@ -34,19 +40,23 @@ from agents.protocol import (
     PreflightReport,
     PrepareVolumes,
 )
+from agents.wire import dump, read
 from migrd.control import DrainRequest
 from migrd.daemon import assemble
 from migrd.engine import Settings
+from migrd.metrics import Metrics
 from migrd.model import HostState
 from migrd.operations import OperationState
 from migrd.planner import Policy
-from migrd.ports import NullObserver
 from migrd.watch import WatchPolicy
 from storage.words import Health, IscsiQemuVolume, Role, VolumeReport
 from tests.bench.measures import Tally, asked_strict, note
 from tests.core.harness import MemoryJournal
 from tests.core.vloop import LoopClock, VirtualLoop
 
+T = TypeVar("T")
+
+SCRAPED_EVERY_S = 15.0  # Prometheus's usual interval
 HOSTS = 1_000
 GUESTS = 20_000
 DRAINS = 100
@@ -74,13 +84,20 @@ class MeasuredLoop(VirtualLoop):
 
     def __init__(self) -> None:
         super().__init__()
-        self.busy_s = 0.0
+        self.busy_s = self._elsewhere_s = 0.0
         self.late_s: list[float] = []  # of a timer that goes off every 10 ms
 
-    def _run_once(self) -> None:
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """What is done inside would be another machine's work: no time passes for the daemon."""
         began_s = time.thread_time()
+        yield
+        self._elsewhere_s += time.thread_time() - began_s
+
+    def _run_once(self) -> None:
+        began_s, self._elsewhere_s = time.thread_time(), 0.0
         super()._run_once()
-        took_s = time.thread_time() - began_s
+        took_s = time.thread_time() - began_s - self._elsewhere_s
         self.busy_s += took_s
         self.now_s += took_s
 
@@ -103,7 +120,7 @@ class Cluster:
 
 
 class LightAgent:
-    """AgentPort and the watch's Agent over a dictionary of domains. Does what it is told, after a moment."""
+    """What an agent does, over a dictionary of domains, after a moment."""
 
     def __init__(self, name: str, cluster: Cluster) -> None:
         self.name = name
@@ -194,12 +211,6 @@ class LightAgent:
         progress = MigrationProgress(memory_total_bytes=GIB, memory_processed_bytes=GIB // 2)
         return _report(key, Outcome.RUNNING, AttemptResult(progress=progress))
 
-    async def abort(self, operation: str, step: str, attempt: int, *, epoch: int) -> AttemptReport:
-        return await self.wait(operation, step, attempt, 0.0)
-
-    async def destroy_source(self, operation: str, step: str, attempt: int, *, epoch: int) -> AttemptReport:
-        return await self.wait(operation, step, attempt, 0.0)
-
     async def _do(self, key: tuple[str, str, int], attempt: Attempt) -> None:
         command, result = attempt.command, AttemptResult()
         if isinstance(command, PrepareVolumes):
@@ -215,6 +226,52 @@ class LightAgent:
         report = _report(key, Outcome.DONE, result)
         self._ends[key].set_result(report)
         self._tell(kind="attempt", attempt=report)
+
+
+class LightTransport:
+    """agents.client.Transport: from the daemon's bytes to a LightAgent and back."""
+
+    def __init__(self, agent: LightAgent, loop: MeasuredLoop) -> None:
+        self._agent = agent
+        self._loop = loop
+
+    async def call(
+        self, method: str, target: str, body: bytes | None, *, changes: bool, extra_s: float
+    ) -> tuple[int, bytes]:
+        path, _, query = target.partition("?")
+        agent, given = self._agent, dict(parse_qsl(query))
+        wait_s = float(given.get("wait_s", 0.0))
+        answer: object
+        match path.split("/")[2:]:
+            case ["report"]:
+                answer = await agent.report()
+            case ["preflight"]:
+                answer = await agent.preflight(self._read(Preflight, body))
+            case ["observe"]:
+                answer = await agent.observe(self._read(Observe, body))
+            case ["attempts"]:
+                answer = await agent.submit(self._read(Attempt, body), wait_s)
+            case ["attempts", operation, step, attempt]:
+                answer = await agent.wait(unquote(operation), step, int(attempt), wait_s)
+            case _:
+                raise AssertionError(f"the bench has no answer to {method} {target}")
+        return 200, self._dump(answer)
+
+    async def lines(self) -> AsyncGenerator[bytes, None]:
+        async for event in self._agent.events():
+            yield self._dump(event)
+
+    async def close(self) -> None:
+        """Nothing is kept."""
+
+    def _dump(self, answer: object) -> bytes:
+        with self._loop.elsewhere():
+            return dump(answer)
+
+    def _read(self, cls: type[T], body: bytes | None) -> T:
+        assert body is not None
+        with self._loop.elsewhere():
+            return read(cls, body)
 
 
 def _report(key: tuple[str, str, int], outcome: Outcome, result: AttemptResult) -> AttemptReport:
@@ -269,27 +326,36 @@ class NoPower:
         return "no BMC"
 
 
+async def _scraped(metrics: Metrics) -> None:
+    while True:
+        await asyncio.sleep(SCRAPED_EVERY_S)
+        metrics.exposition()
+
+
 async def _wave(hosts: int, guests: int, drains: int) -> tuple[float, float]:
     """Virtual seconds that the wave took, and the most memory that this process had."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, MeasuredLoop)
     random.seed(1)
     cluster = populate(hosts, guests)
+    gc.freeze()  # what the agents know is on other machines: the daemon's collector does not walk over it
     journal = MemoryJournal()
     journal.epoch, journal.lives = 1, [(0, "bench")]
+    metrics = Metrics("bench")
     view, controller = assemble(
-        cluster.agents,
+        {name: AgentClient(name, LightTransport(agent, loop)) for name, agent in cluster.agents.items()},
         journal=journal,
         power=NoPower(),
         with_bmc=(),
         policy=Policy(),
         watch=WatchPolicy(),
         settings=Settings(),
-        observer=NullObserver(),
+        observer=metrics,
         clock=LoopClock(),
     )
     await controller.recover()
-    work = [loop.create_task(view.run()), loop.create_task(controller.run())]
+    metrics.follow(controller)
+    work = [loop.create_task(each) for each in (view.run(), controller.run(), _scraped(metrics))]
     for _ in range(60):
         await asyncio.sleep(1.0)
         if all(host.observed is HostState.ONLINE for host in view.cluster().hosts.values()):

@@ -164,6 +164,25 @@ def test_a_report_without_xml_keeps_the_xml_known() -> None:
     assert world.states("h1") == ["online"]
 
 
+def test_guests_that_are_as_they_were_stay_the_same_objects() -> None:
+    """Else every read of a host makes work for the garbage collector, see docs/PERFORMANCE.md."""
+
+    @story(ScriptedAgent("h1", domain("a"), domain("b"), domain("c")))
+    async def world(world: World) -> None:
+        agent = world.agents["h1"]
+        before = world.view.cluster()
+        agent.has(domain("a"), domain("b", xml=""), domain("c"), told=False)  # equal, and not the same
+        await world.view.reread("h1")
+        assert world.view.cluster().guests is before.guests
+        agent.has(domain("a"), domain("b", DomainState.PAUSED, xml=""), domain("d"), told=False)
+        await world.view.reread("h1")
+        assert world.guests() == {(name, "h1", "running") for name in "ad"} | {("b", "h1", "paused")}
+        assert world.view.xml_of("uuid-b") == "<domain><name>b</name></domain>"
+        agent.has(domain("b", DomainState.PAUSED), domain("a"), told=False)
+        await world.view.reread("h1")
+        assert [guest.name for guest in world.view.cluster().guests] == ["b", "a"]
+
+
 def test_a_restarted_agent_is_read_again() -> None:
     @story(ScriptedAgent("h1", domain("a")))
     async def world(world: World) -> None:
