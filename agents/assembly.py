@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from agents.arrivals import Arrivals, libvirt_port
 from agents.attempts.migration import Pace
 from agents.attempts.runner import Attempts, OnEnd, touched_kinds
 from agents.attempts.storage_steps import Drivers
@@ -62,6 +63,7 @@ class Agent:
     attempts: Attempts
     hub: Hub
     service: Service
+    arrivals: Arrivals
 
 
 def assemble(
@@ -104,7 +106,15 @@ def assemble(
         in_use=parts.in_use,
         hub=hub,
     )
-    return Agent(config=config, parts=parts, inventory=inventory, attempts=attempts, hub=hub, service=service)
+    return Agent(
+        config=config,
+        parts=parts,
+        inventory=inventory,
+        attempts=attempts,
+        hub=hub,
+        service=service,
+        arrivals=Arrivals(parts.hypervisor, parts.streams, port=libvirt_port(config.migration_uri)),
+    )
 
 
 def _inventory(
@@ -145,6 +155,7 @@ async def loops(agent: Agent, **more: Coroutine[object, object, None]) -> AsyncI
             group.create_task(agent.parts.hypervisor.run(), name="hypervisor"),
             group.create_task(agent.attempts.run(ready), name="attempts"),
             group.create_task(agent.inventory.run(), name="inventory"),
+            group.create_task(agent.arrivals.run(), name="arrivals"),
             group.create_task(_heartbeat(agent.hub, agent.config.heartbeat_s), name="heartbeat"),
             *(group.create_task(loop, name=name) for name, loop in more.items()),
         ]

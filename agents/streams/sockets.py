@@ -1,8 +1,8 @@
-"""Sees QEMU's TCP connections with ss(8), and breaks one off.
+"""Sees the TCP connections of QEMU and libvirtd with ss(8), breaks one off, or holds one open.
 
-Two ways, because neither works everywhere: SOCK_DESTROY (`ss -K`, sock_diag(7)) needs a kernel with
-CONFIG_INET_DIAG_DESTROY (Debian's has it, its User Mode Linux has not); pidfd_getfd(2) and shutdown(2) need
-what ptrace(2) needs, which an AppArmor profile of the QEMU can forbid.
+Two ways to break one off, because neither works everywhere: SOCK_DESTROY (`ss -K`, sock_diag(7)) needs a
+kernel with CONFIG_INET_DIAG_DESTROY (Debian's has it, its User Mode Linux has not); pidfd_getfd(2) and
+shutdown(2) need what ptrace(2) needs, which an AppArmor profile can forbid. Holding one needs that, too.
 
 Reads of /proc and of names are calls in threads, with deadlines: a QEMU that is stuck can hold them up (I20).
 """
@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
+import select
 import socket
 import stat
 from collections.abc import Callable, Collection, Iterable
@@ -29,6 +31,7 @@ from storage.users import domain_uuid
 SS_DEADLINE_S = 5.0
 CALL_DEADLINE_S = 2.0
 PIDFD_GETFD = 438  # the number is the same on every architecture
+TCP_ESTABLISHED = 1  # linux/tcp_states.h
 
 T = TypeVar("T")
 
@@ -57,6 +60,19 @@ class Sockets:
         ]
         owners = await self._call(lambda: self._owners({stream.pid for stream in there}))
         return tuple(stream for stream in there if owners.get(stream.pid) == uuid.lower())
+
+    async def into(self, port: int) -> tuple[Stream, ...]:
+        """See Streams."""
+        return tuple(stream for stream in await self._all() if ss.port_of(stream.local) == port)
+
+    async def hold(self, stream: Stream) -> HeldSocket | None:
+        """See Streams."""
+        try:
+            return await self._call(lambda: _hold(stream))
+        except OSError as error:
+            if error.errno in (errno.EBADF, errno.ESRCH):
+                return None
+            raise Failed(f"the connection of {stream.remote} could not be held: {error}") from None
 
     async def cut(self, stream: Stream) -> bool:
         """See Streams."""
@@ -105,31 +121,88 @@ def _addresses(host: str) -> frozenset[str]:
     return frozenset(str(address[0]).partition("%")[0] for *_, address in found)
 
 
+class HeldSocket:
+    """Implements agents.streams.words.Held, over a pidfd (pidfd_open(2)) and a duplicate."""
+
+    def __init__(self, pidfd: int, same: socket.socket) -> None:
+        self._pidfd = pidfd
+        self._same = same
+
+    def open_there(self) -> bool:
+        """See Held. tcpi_state is the first byte of struct tcp_info (tcp(7))."""
+        return self._same.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_ESTABLISHED
+
+    def owner_lives(self) -> bool:
+        """See Held. A pidfd can be read once its process has ended."""
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return not poll.poll(0)
+
+    def let_go(self) -> None:
+        """See Held."""
+        self._same.close()
+        os.close(self._pidfd)
+
+
+def _hold(stream: Stream) -> HeldSocket | None:
+    pidfd = _pidfd(stream)
+    if pidfd is None:
+        return None
+    try:
+        same = _duplicate(pidfd, stream)
+    except BaseException:
+        os.close(pidfd)
+        raise
+    if same is None:
+        os.close(pidfd)
+        return None
+    return HeldSocket(pidfd, same)
+
+
 def _shut_down(stream: Stream) -> bool:
     """shutdown(2) on a duplicate of the process's own descriptor: whoever waits in it wakes with EPIPE.
 
-    False: its number stands for something else by now. The duplicate is closed whatever it is: of a disk it
-    would keep the disk in use.
+    False: its number stands for something else by now.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    try:
-        pidfd = os.pidfd_open(stream.pid)
-    except ProcessLookupError:
+    pidfd = _pidfd(stream)
+    if pidfd is None:
         return False
     try:
-        fd = libc.syscall(PIDFD_GETFD, pidfd, stream.fd, 0)
-        if fd < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        same = _duplicate(pidfd, stream)
     finally:
         os.close(pidfd)
-    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-        os.close(fd)
+    if same is None:
         return False
-    with socket.socket(fileno=fd) as same:
-        if _ends(same) != tuple(ss.without_zone(end) for end in stream.ends):
-            return False
+    with same:
         same.shutdown(socket.SHUT_RDWR)
         return True
+
+
+def _pidfd(stream: Stream) -> int | None:
+    try:
+        return os.pidfd_open(stream.pid)
+    except ProcessLookupError:
+        return None
+
+
+def _duplicate(pidfd: int, stream: Stream) -> socket.socket | None:
+    """The process's own socket. None: its number stands for something else by now.
+
+    What it stands for is closed at once, whatever it is: of a disk it would keep the disk in use. The flags
+    of the descriptor are shared with the process: never make it blocking or not.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.syscall(PIDFD_GETFD, pidfd, stream.fd, 0)
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        os.close(fd)
+        return None
+    same = socket.socket(fileno=fd)
+    if _ends(same) != tuple(ss.without_zone(end) for end in stream.ends):
+        same.close()
+        return None
+    return same
 
 
 def _ends(connection: socket.socket) -> Ends | None:

@@ -46,6 +46,11 @@ def host_of(endpoint: str) -> str:
     return address.removeprefix("::ffff:") if "." in address else address
 
 
+def port_of(endpoint: str) -> int:
+    """10.0.1.12:49152 -> 49152."""
+    return int(_parts(endpoint)[1])
+
+
 def endpoint_of(address: str, port: int | str) -> str:
     """As ss writes it, without a zone or device: 10.0.1.12:49152, [fd00::2]:49152."""
     bare = address.partition("%")[0]

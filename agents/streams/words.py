@@ -43,8 +43,24 @@ def asked_in_vain(before: Mapping[Ends, float], seen: Iterable[Stream], now_s: f
     return found
 
 
+class Held(Protocol):
+    """A duplicate of another process's connection: open until it is let go of, whatever that process does."""
+
+    def open_there(self) -> bool:
+        """Has the peer neither closed nor reset it?"""
+        ...
+
+    def owner_lives(self) -> bool:
+        """Does the process still exist that it was taken from?"""
+        ...
+
+    def let_go(self) -> None:
+        """Once. With the process dead, the kernel closes the connection now."""
+        ...
+
+
 class Streams(Protocol):
-    """The TCP connections of QEMU processes. `agents.streams.sockets.Sockets` is the real one."""
+    """The TCP connections of QEMU and libvirtd. `agents.streams.sockets.Sockets` is the real one."""
 
     async def addresses(self, host: str) -> frozenset[str]:
         """Of a name, or the address itself. Raises storage.errors."""
@@ -55,6 +71,14 @@ class Streams(Protocol):
 
         `besides`: endpoints, e.g. 10.0.0.5:3260. Raises storage.errors when they cannot be seen.
         """
+        ...
+
+    async def into(self, port: int) -> tuple[Stream, ...]:
+        """Connections that were accepted on this port of this host. Raises storage.errors."""
+        ...
+
+    async def hold(self, stream: Stream) -> Held | None:
+        """Keep it open, beside its process. None: it is gone already. Raises storage.errors."""
         ...
 
     async def cut(self, stream: Stream) -> bool:

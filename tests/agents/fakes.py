@@ -56,6 +56,12 @@ class FakeStreams:
         self.asked.append((uuid, tuple(addresses), tuple(besides)))
         return self.found
 
+    async def into(self, port: int) -> tuple[Stream, ...]:
+        return ()
+
+    async def hold(self, stream: Stream) -> None:
+        return None
+
     async def cut(self, stream: Stream) -> bool:
         self.was_cut.append(stream.remote)
         self.on_cut()

@@ -267,3 +267,72 @@ async def test_a_zone_that_ss_writes_is_no_part_of_the_address(zone: str) -> Non
         line = line.replace("10.77.1.11:47630", stream.local.replace(":", f"{zone}:"))
         line = line.replace("10.77.1.12:49152", stream.remote)
         assert await Sockets(Scripted("", line)).cut(ss.parse(line)[0])
+
+
+@asynccontextmanager
+async def accepting() -> AsyncIterator[tuple[asyncio.subprocess.Process, socket.socket, int]]:
+    """A process that has accepted a connection of ours, as libvirtd does of its peers, and the port."""
+    program = (
+        "import socket, sys, time\n"
+        "s = socket.create_server(('127.0.0.1', 0))\n"
+        "print(s.getsockname()[1], flush=True)\n"
+        "c, _ = s.accept()\n"
+        "print('accepted', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    port = int(await process.stdout.readline())
+    with socket.create_connection(("127.0.0.1", port)) as peer:
+        peer.settimeout(0.3)
+        await process.stdout.readline()
+        try:
+            yield process, peer, port
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+async def test_i1_a_held_connection_outlives_its_process_and_ends_when_it_is_let_go() -> None:
+    async with accepting() as (process, peer, port):
+        (stream,) = [each for each in await Sockets(run).into(port) if each.pid == process.pid]
+        held = await Sockets(run).hold(stream)
+        assert held is not None
+        assert (held.open_there(), held.owner_lives()) == (True, True)
+        process.kill()
+        await process.wait()
+        assert (held.open_there(), held.owner_lives()) == (True, False)
+        with pytest.raises(TimeoutError):
+            await asyncio.to_thread(peer.recv, 1)
+        held.let_go()
+        assert await asyncio.to_thread(peer.recv, 1) == b""
+
+
+async def test_without_a_hold_the_peer_hears_of_that_death_at_once() -> None:
+    async with accepting() as (process, peer, _):
+        process.kill()
+        await process.wait()
+        assert await asyncio.to_thread(peer.recv, 1) == b""
+
+
+async def test_a_held_connection_that_the_peer_has_closed_is_told() -> None:
+    async with accepting() as (process, peer, port):
+        (stream,) = [each for each in await Sockets(run).into(port) if each.pid == process.pid]
+        before = set(os.listdir("/proc/self/fd"))
+        held = await Sockets(run).hold(stream)
+        assert held is not None
+        peer.close()
+        assert (held.open_there(), held.owner_lives()) == (False, True)
+        held.let_go()
+        assert set(os.listdir("/proc/self/fd")) <= before
+
+
+async def test_what_is_gone_by_then_is_not_held() -> None:
+    async with accepting() as (process, _, port):
+        (stream,) = [each for each in await Sockets(run).into(port) if each.pid == process.pid]
+    assert await Sockets(run).hold(stream) is None
+    (own,) = ss.parse(DEAD.replace("pid=2117", f"pid={os.getpid()}").replace("fd=20", "fd=99999"))
+    assert await Sockets(run).hold(own) is None

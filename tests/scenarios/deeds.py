@@ -403,7 +403,7 @@ DEEDS: Mapping[str, Kind] = {
     "ignore-aborts": Kind(
         do=lambda s, d: s.ignore_aborts(d.words[0], float(d.words[1])), takes=("guest", "word")
     ),
-    "run-twice": Kind(do=lambda s, d: s.run_twice(d.words[0]), takes=("guest",)),
+    "libvirtd-dies": Kind(do=lambda s, d: s.libvirtd_dies(d.words[0]), takes=("guest",)),
     "fork": Kind(do=lambda s, d: s.fork(d.words[0]), takes=("guest",)),
     "cut-in-switch-over": Kind(
         do=lambda s, d: s.cut_in_switch_over(*d.words), takes=("guest", "word", "word")

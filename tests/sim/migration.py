@@ -5,8 +5,9 @@ and an incoming QEMU that the target's libvirtd kills when it notices.
 
 The answer that the guest runs on the target can be lost with the link: unheard. It comes when the link heals;
 before that the source's keepalive gives up, and the guest runs there too, unless somebody has ended it. A
-libvirtd of the target that dies between the two cannot be helped (`twice`): its kernel resets the connection,
-and both run at once. Whoever sees that has to say so, and touch nothing.
+libvirtd of the target that dies between the two (`dies`) is silent as well while its agent holds the
+connection; else its kernel closes it, and both run at once. Where no agent could have held it, that cannot be
+helped (`World.twice`): whoever sees it has to say so, and touch nothing.
 
 A target that loses its power in the switch-over: QEMU had sent all, and libvirt lets the guest run again, or
 it had not, and is stuck in the kernel with the guest paused, until TCP gives up or somebody cuts the stream.
@@ -14,10 +15,14 @@ it had not, and is stuck in the kernel with the guest paused, until TCP gives up
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from agents.hypervisor.verdicts import OPERATION_FAILED, verdict
 from agents.protocol import DomainState, MigrationProgress
 from storage.errors import OutcomeError
 from storage.words import DrbdVolume
+from tests.core.vloop import Life
 from tests.sim.cold import ColdActs
 from tests.sim.world import Domain, Machine, World
 
@@ -28,6 +33,7 @@ COPY_S = (0.5, 6.0)
 LONG_COPY_S = (6.0, 40.0)
 SWITCH_S = (0.02, 0.3)
 CONFIRM_S = (0.02, 0.5)
+HELD_WITHIN_S = 1.0  # of an arrival's beginning, by an agent that is there
 NOTICED_S = (0.1, 1.5)  # libvirtd sees a closed connection
 NOTICED_LATE_S = (5.0, 25.0)  # ... or has to wait for its keepalive
 UNKNOWABLE_S = 1.5  # replication lost right before the switch-over: libvirt has no way to hold it back
@@ -37,6 +43,19 @@ KEEPALIVE_S = 30.0  # keepalive_interval * (keepalive_count + 1) of qemu.conf
 TCP_GIVES_UP_S = 924.0  # tcp(7), tcp_retries2
 STUCK_AT_MOST_S = 30.0  # longer than a slow agent needs to see it and to cut the stream
 MIB = 1 << 20
+
+
+@dataclass(eq=False)
+class Hold:
+    """A duplicate of the connection of the target's libvirtd, see agents.arrivals."""
+
+    life: Life
+    on_let_go: Callable[[], None]
+    let_go: bool = False
+
+    @property
+    def open(self) -> bool:
+        return not (self.let_go or self.life.dead)
 
 
 class Migration:
@@ -55,7 +74,10 @@ class Migration:
         self.switch_s = 0.0  # if it is not to be by chance
         self.deaf_s = 0.0  # so long libvirt accepts an abort and does not follow it
         self.forks = False  # replication breaks in the instant before the guest is paused
-        self.twice = False  # the target's libvirtd dies as soon as the guest runs there
+        self.dies = False  # the target's libvirtd does, as soon as the guest runs there
+        self._no_answer = False  # ... and did
+        self._holds: list[Hold] = []
+        self._arrives_s = 0.0  # since when it is to be seen there
         self.cuts = ""  # "source switch", "target confirm", ...: who loses its power in which phase
         self.copy_s = world.between(COPY_S if world.rng.random() < 0.7 else LONG_COPY_S)
         self._began_s = world.loop.time()
@@ -115,6 +137,7 @@ class Migration:
             DomainState.PAUSED_INCOMING, "migration", process=True, persistent=False, job="in"
         )
         self.phase = "copy"
+        self._arrives_s = world.loop.time()
         world.changed(self.target, f"incoming QEMU of {self.name}", uuid=self.uuid)
         world.later(self.copy_s, self._copied)
 
@@ -145,12 +168,14 @@ class Migration:
         domain.job, domain.persistent = "", True
         self.phase = "confirm"
         self.world.begins_to_execute(self.target, self.uuid, paused_s=self._paused_s)
-        if self.twice:
+        held = any(hold.open for hold in self._holds)
+        if self.dies and not held and not self._could_be_held():
             self.world.twice.add(self.uuid)
         self.world.changed(self.target, f"{self.name} runs here now", uuid=self.uuid)
-        if self.twice:
-            self._resume_source()
-            self._fail(INTERNAL_ERROR, "End of file while reading data: Input/output error")
+        if self.dies:
+            self._no_answer = True
+            self.world.libvirtd_dies(self.target)
+            self._silent() if held else self._closed()
             return
         confirm_s = self.world.between(CONFIRM_S)
         self.world.later(confirm_s, self._confirmed)
@@ -236,12 +261,40 @@ class Migration:
         elif self.phase in ("prepare", "copy") and not (self._here.libvirt_up and self._there.libvirt_up):
             self.broken("End of file while reading data: Input/output error", late=False)
 
+    def hold(self, life: Life) -> Hold:
+        """By the target's agent. What a dead process holds is closed."""
+        hold = Hold(life, self._let_go)
+        self._holds.append(hold)
+        life.at_death.append(lambda: self._let_go(died=True))
+        return hold
+
+    def _could_be_held(self) -> bool:
+        """Was the target's agent there in time, with a libvirt that told it of the arrival?"""
+        since_s = max(self.world.watched_since(self.target), self._there.libvirt_since_s, self._arrives_s)
+        return self.world.loop.time() - since_s > HELD_WITHIN_S
+
+    def _let_go(self, *, died: bool = False) -> None:
+        if self.phase == "unheard" and self._no_answer and not any(hold.open for hold in self._holds):
+            if died:
+                self.world.twice.add(self.uuid)
+            self._closed()
+
+    def _closed(self) -> None:
+        """libvirt on the source takes that for an answer."""
+        if self._here.domains[self.uuid].process:
+            self._resume_source()
+            self.world.changed(self.source, f"{self.name} runs here again", uuid=self.uuid)
+        self._fail(INTERNAL_ERROR, "End of file while reading data: Input/output error")
+
+    def _silent(self) -> None:
+        self.phase, self._unheard_s = "unheard", self.world.loop.time()
+        self.world.later(KEEPALIVE_S, self._given_up, self._unheard_s)
+
     def _answer_on_its_way(self) -> None:
         linked = self.world.linked(self.source, self.target)
         if self.phase == "confirm" and not linked:
-            self.phase, self._unheard_s = "unheard", self.world.loop.time()
-            self.world.later(KEEPALIVE_S, self._given_up, self._unheard_s)
-        elif self.phase == "unheard" and linked:
+            self._silent()
+        elif self.phase == "unheard" and linked and not self._no_answer:
             self.phase = "confirm"
             self.world.later(self.world.between(CONFIRM_S), self._confirmed)
 
@@ -365,7 +418,7 @@ class Migrations:
         self.switch_s: dict[str, float] = {}  # guest -> how long its next switch-over takes
         self.deaf_s: dict[str, float] = {}  # guest -> how long libvirt follows no abort of its next migration
         self.forks: set[str] = set()  # guests whose replication breaks right before their next switch-over
-        self.twice: set[str] = set()  # guests whose next switch-over leaves them running on both hosts
+        self.dies: set[str] = set()  # guests in whose next switch-over the target's libvirtd dies
         self.cuts: dict[str, str] = {}  # guest -> whose power goes in its next switch-over: see Migration
         world.link_changed = self.reconsider
 
@@ -378,11 +431,15 @@ class Migrations:
         migration.switch_s = self.switch_s.pop(uuid, 0.0)
         migration.deaf_s = self.deaf_s.pop(uuid, 0.0)
         migration.cuts = self.cuts.pop(uuid, "")
-        migration.forks, migration.twice = uuid in self.forks, uuid in self.twice
+        migration.forks, migration.dies = uuid in self.forks, uuid in self.dies
         self.forks.discard(uuid)
-        self.twice.discard(uuid)
+        self.dies.discard(uuid)
         migration.begin()
         return migration
+
+    def into(self, host: str) -> list[Migration]:
+        """Those that are on their way to it, oldest first."""
+        return [each for each in self._all.values() if each.target == host and each.phase != "ended"]
 
     def of(self, uuid: str, host: str) -> Migration | None:
         """The running migration of a guest that leaves or reaches `host`."""

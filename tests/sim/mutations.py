@@ -436,6 +436,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         "    return replace(state, source_ended=True), ()",
     ),
     _one(
+        "nobody holds libvirtd's connections while a guest arrives",
+        "I1",
+        "agents/arrivals.py",
+        "        if new and self._port is not None:\n",
+        "        if False:\n",
+    ),
+    _one(
+        "they are let go of although the guest has run",
+        "I1",
+        "agents/arrivals.py",
+        "    return has_run is not False and now_s - died_s < HOLD_S\n",
+        "    return has_run is None and now_s - died_s < HOLD_S\n",
+    ),
+    _one(
         "the source is ended though the target does not run",
         "I5",
         "migrd/sagas/migrate_switch_over.py",

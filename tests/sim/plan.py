@@ -119,7 +119,7 @@ def _with_paired_faults(made: Plan) -> Plan:
     at_s = rng.uniform(0.5, 3.0)
     move = Deed(at_s, "migrate", (guest.name, to))
     turn = made.seed // 32 * len(PAIRED) + PAIRED.index(made.seed % 32)
-    match turn % 10:
+    match turn % 11:
         case 0:  # nobody can say whether the power is off
             deeds = [
                 Deed(0.0, "bmc", (guest.host, "dead")),
@@ -189,6 +189,8 @@ def _with_paired_faults(made: Plan) -> Plan:
             if rng.random() < 0.5:
                 deeds.append(Deed(dies_s, "kill_agent", (guest.host,), writes=copies))
                 deeds.append(Deed(dies_s + 0.2, "start_agent", (guest.host,), writes=copies))
+        case 9:  # libvirtd of the target dies as soon as the guest runs there
+            deeds = [Deed(0.0, "libvirtd_dies", (guest.name,)), move]
         case _:  # its first row does, and whoever asks is told after a while that nobody knows
             deeds = [
                 Deed(at_s - 0.2, "disk", ("migrd", "hang")),
@@ -287,7 +289,14 @@ def _aimed(rng: random.Random, made: Plan, guest: GuestPlan, to: str) -> list[De
             lost = Deed(0.0, "cut_in_switch_over", (guest.name, "source", "confirm"))
             return [Deed(0.0, "fork", (guest.name,)), *([lost] if rng.random() < 0.5 else [])]
         case "twice":
-            return [Deed(0.0, "run_twice", (guest.name,))]
+            dies = Deed(0.0, "libvirtd_dies", (guest.name,))
+            if rng.random() < 0.5:
+                return [dies]
+            return [  # nobody holds its connections
+                dies,
+                Deed(0.0, "kill_agent", (to,), writes=copies),
+                Deed(45.0, "start_agent", (to,), writes=copies),
+            ]
         case "deaf":
             return [
                 Deed(0.0, "ignore_aborts", (guest.name, rng.uniform(20.0, 100.0))),

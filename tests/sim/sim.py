@@ -45,6 +45,7 @@ from tests.sim.world import World
 T = TypeVar("T")
 POLL_S = 0.25
 HITCH_LASTS_S = 60.0  # until every operation has got over it
+LIBVIRTD_AWAY_S = (0.5, 4.0)  # until systemd has restarted it
 
 
 class BrokenError(AssertionError):
@@ -89,6 +90,7 @@ class Sim:
         self._seq = 0
         self._commands: set[asyncio.Task[Any]] = set()
         self.world.on_power = self._power_changed
+        self.world.libvirtd_dies = self._libvirtd_dies
         self.world.watched_since = lambda host: self.agents[host].at_work_since_s
         self.world.led_since = self._led_since
         self._hitch_s = -HITCH_LASTS_S  # when something between daemon and agents changed last
@@ -287,6 +289,7 @@ class Sim:
         if machine.booted and not machine.libvirt_up:
             machine.libvirt_up = True
             machine.libvirt_since_s = self._loop.time()
+            machine.libvirt_lives += 1
             self._hitch()
             self.trace.note("fault", host, "libvirtd is back")
             self.migrations.cold.reconsider()
@@ -326,10 +329,16 @@ class Sim:
         self.migrations.deaf_s[self.world.guest(guest).uuid] = for_s
         self.trace.note("fault", guest, f"its next migration will follow no abort for {for_s:.1f} s")
 
-    def run_twice(self, guest: str) -> None:
-        """The guest's next switch-over leaves it running on both hosts: see tests.sim.migration."""
-        self.migrations.twice.add(self.world.guest(guest).uuid)
-        self.trace.note("fault", guest, "its next migration will let it run on both hosts")
+    def libvirtd_dies(self, guest: str) -> None:
+        """In the guest's next switch-over the target's does, once the guest runs: see tests.sim.migration."""
+        self.migrations.dies.add(self.world.guest(guest).uuid)
+        self.trace.note("fault", guest, "the target's libvirtd will die in its next switch-over")
+
+    def _libvirtd_dies(self, host: str) -> None:
+        self.world.machines[host].libvirt_up = False
+        self.trace.note("fault", host, "libvirtd dies")
+        self.at(0.0, self.migrations.reconsider)
+        self.at(self.world.between(LIBVIRTD_AWAY_S), self.libvirt_back, host)
 
     def fork(self, guest: str) -> None:
         """The guest's replication breaks in the instant before its next switch-over: nobody can help that."""
@@ -451,7 +460,7 @@ class Sim:
         self.migrations.deaf_s.clear()
         self.migrations.cuts.clear()
         self.migrations.forks.clear()
-        self.migrations.twice.clear()
+        self.migrations.dies.clear()
         self.world.boots_not.clear()
         self.world.slow_talk_s.clear()
         self.network.healed()

@@ -242,6 +242,56 @@ def test_i1_a_guest_whose_switch_over_is_not_heard_of_runs_once() -> None:
     assert len(ended) == len(runs)
 
 
+def test_i1_a_libvirtd_that_dies_in_the_switch_over_is_silent_and_the_guest_runs_once() -> None:
+    """Its kernel would close its connections, and libvirt on the source would let the guest run, too."""
+
+    async def story(seed: int) -> None:
+        async with Sim(seed=seed) as sim:
+            three(sim)
+            sim.world.add_drbd("g", "h1", "h2")
+            sim.migrations.copy_s[sim.world.guest("g").uuid] = 3.0
+            await sim.start()
+            sim.libvirtd_dies("g")
+            operation = await sim.migrate("g", "h2")
+            await told(sim, "h2 libvirtd dies")
+            await sim.pass_time(20.0)  # well before libvirt on the source would give up
+            assert sim.where("g") == ["h2"]
+            assert any("QEMU of g ends (destroyed)" in each.text for each in sim.trace.log)
+            await sim.until(lambda: not sim.open_operations(), at_most_s=120)
+            assert (state(sim, operation), sim.where("g")) == ("done", ["h2"])
+            await converge(sim)
+            sim.check_end()
+
+    for seed in range(8):
+        tell(partial(story, seed))
+
+
+def test_i1_if_the_agent_dies_with_that_libvirtd_it_is_told_and_nothing_is_touched() -> None:
+    """Two processes of one host within seconds: the guest runs on both, and a person has to decide."""
+
+    async def story(seed: int) -> None:
+        async with Sim(seed=seed) as sim:
+            three(sim)
+            sim.world.add_drbd("g", "h1", "h2")
+            sim.migrations.copy_s[sim.world.guest("g").uuid] = 3.0
+            await sim.start()
+            sim.libvirtd_dies("g")
+            operation = await sim.migrate("g", "h2")
+            await told(sim, "h2 libvirtd dies")
+            sim.kill_agent("h2")
+            sim.at(1.0, sim.start_agent, "h2")
+            await sim.until(lambda: state(sim, operation) == "parked", at_most_s=120)
+            assert sim.where("g") == ["h1", "h2"]
+            found = sim.operation(operation)
+            assert found is not None
+            assert "ALARM" in found.reason
+            await converge(sim)
+            sim.check_end()
+
+    for seed in range(4):
+        tell(partial(story, seed))
+
+
 def test_i5_a_guest_in_its_switch_over_does_not_wait_for_a_target_that_is_dead() -> None:
     """Seen in the lab: QEMU sat in the kernel for minutes, deaf to libvirt, with the guest paused."""
     cuts: list[Happened] = []

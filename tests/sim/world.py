@@ -71,6 +71,7 @@ class Machine:
     boot: int = 1
     libvirt_up: bool = True
     libvirt_since_s: float = 0.0  # when it came up last
+    libvirt_lives: int = 0  # how often it came up
     domains: dict[str, Domain] = field(default_factory=dict)
     ending: set[str] = field(
         default_factory=set
@@ -119,6 +120,7 @@ class World:
         self.on_power: Callable[[str, bool], None] = lambda _host, _up: None  # its OS is up / all is gone
         self.link_changed: Callable[[], None] = lambda: None
         self.on_cold_act: Callable[[str, str, str], None] = lambda _what, _host, _uuid: None
+        self.libvirtd_dies: Callable[[str], None] = lambda _host: None  # kill -9, and systemd restarts it
         self.watched_since: Callable[[str], float] = lambda _host: 0.0  # how long its agent has been at work
         self.led_since: Callable[[str, str], float] = lambda _source, _target: 0.0  # see Sim
         self._context = Context()
@@ -609,6 +611,7 @@ class World:
             return
         machine.booted = machine.libvirt_up = True
         machine.libvirt_since_s = self.loop.time()
+        machine.libvirt_lives += 1
         self.changed(host, "has booted")
         for resource in self.resources.values():
             if host in resource.replicas:
