@@ -4,6 +4,7 @@ it again, and the journal tells it what it was doing."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -88,8 +89,20 @@ async def running(loaded: Loaded, version: str) -> AsyncIterator[str]:
         late = await view.settled(SETTLE_S)
         if late:
             log.warning("hosts have not answered yet", hosts=late)
+        spare_the_collector()
         # Last in, first out: no request is taken while the core goes down.
         yield await stack.enter_async_context(serving(build_app(api), config.api.address, loaded.api_tls))
+
+
+def spare_the_collector() -> None:
+    """What is known of the cluster by now mostly stays: the garbage collector need not walk over it again.
+
+    At 20,000 guests a full walk holds the event loop up for a quarter of a second. What is replaced is freed
+    all the same (gc.freeze of the library reference), but for what dies in a cycle. Later walks are rare.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 50)
 
 
 @asynccontextmanager

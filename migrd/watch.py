@@ -119,6 +119,10 @@ class _Watch:
         self.trouble = ""
         before = self.followed.report
         self.followed, missed = follow(self.followed, event)
+        report = self.followed.report
+        if event.kind == "report" and report is not None:
+            domains = _kept(before, report.domains)
+            self.followed = replace(self.followed, report=replace(report, domains=domains))
         if missed:
             self._stale.set()
         for log in self._logs.values():

@@ -78,6 +78,16 @@ class LabCtl:
         """Like `sh`, with text on the command's standard input."""
         return run([LAB, "--lab", self.name, "exec", "-i", host, "--", *argv], deadline_s=60, text=text)
 
+    def spawn(self, host: str, *argv: str) -> subprocess.Popen[str]:
+        """Like `sh`, and goes on by itself; reads nothing."""
+        return subprocess.Popen(
+            [str(LAB), "--lab", self.name, "exec", host, "--", *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
     def migrctl(self, *args: str, deadline_s: float = 300) -> Done:
         return run([BIN / "migrctl", "-o", "json", *args], deadline_s=deadline_s, env=self.env)
 

@@ -108,7 +108,9 @@ class _Reader:
             if line.strip() in SECTIONS:
                 expected = "\n".join(lines[self.number - 1 :]) + "\n"
                 break
-            if line.startswith("# covers:"):
+            if line.startswith("# covers:") and self.covers is not None:
+                self._wrong("what is covered is said already")
+            elif line.startswith("# covers:"):
                 self.covers = self._covers(line.removeprefix("# covers:"))
             words = self._split(line)
             if words:
@@ -141,7 +143,7 @@ class _Reader:
         for each in re.sub(r"\([^)]*\)", "", text).partition(":")[0].split(","):
             if re.fullmatch(r"I([1-9]|1\d|20)", each.strip()):
                 invariants.add(each.strip())
-            elif found := re.fullmatch(r"field-notes (\d+)", each.strip()):
+            elif found := re.fullmatch(r"field-notes ([1-9]|1[0-2])", each.strip()):
                 cases.add(int(found[1]))
             else:
                 wrong = f"{each.strip()!r} is neither an invariant nor a case"

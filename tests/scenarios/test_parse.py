@@ -25,9 +25,7 @@ HEAD = "# covers: I5\nhosts h1 h2\nguest web iscsi h1\n"
         ('when "web', "x:4: No closing quotation"),
         ("drain h1", "x:4: not understood: 'drain h1'"),
         ("lasts 3", "x:4: nothing happens"),
-        ("# covers: I21", "x:4: 'I21' is neither an invariant nor a case"),
-        ("# covers: I5, the ordinary case", "x:4: 'the ordinary case' is neither"),
-        ("# covers: field-notes 6 (a #1), 7 (b #2)", "x:4: '7' is neither"),
+        ("# covers: I6", "x:4: what is covered is said already"),
     ],
 )
 def test_a_mistake_names_its_line(line: str, said: str) -> None:
@@ -39,6 +37,21 @@ def test_a_mistake_names_its_line(line: str, said: str) -> None:
 def test_every_scenario_says_what_it_covers() -> None:
     with pytest.raises(ScenarioError, match="no line says what is covered"):
         parse("x", "hosts h1 h2\nat 0 drain h1\n")
+
+
+@pytest.mark.parametrize(
+    ("covers", "said"),
+    [
+        ("I21", "x:1: 'I21' is neither an invariant nor a case"),
+        ("I5, the ordinary case", "x:1: 'the ordinary case' is neither"),
+        ("field-notes 6 (a #1), 7 (b #2)", "x:1: '7' is neither"),
+        ("field-notes 13", "x:1: 'field-notes 13' is neither"),
+    ],
+)
+def test_what_it_covers_is_an_invariant_or_a_case(covers: str, said: str) -> None:
+    with pytest.raises(ScenarioError) as error:
+        parse("x", HEAD.replace("I5", covers))
+    assert said in str(error.value)
 
 
 def test_what_it_covers_is_read_without_its_words() -> None:

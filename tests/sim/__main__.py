@@ -13,11 +13,10 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 
-from tests.sim.exhaust import awaits, gaps, kills, play, same
+from tests.sim.exhaust import Blow, End, Story, awaits, gaps, kills, play, strike
 from tests.sim.exhaust_stories import STORIES
 from tests.sim.plan import plan
 from tests.sim.run import Verdict, run_seed
-from tests.sim.sim import BrokenError
 
 WORKERS = 2
 BATCH = 25
@@ -59,8 +58,8 @@ def one(seed: int) -> Verdict:
     return verdict
 
 
-def one_blow(words: str) -> str:
-    """Run an exhaustive story with one blow; "" if it ends as it must. Raises BrokenError, ValueError."""
+def chosen_blow(words: str) -> tuple[Story, Blow, End]:
+    """Of an exhaustive story, with its undisturbed end. Raises ValueError: there is no such thing."""
     name, _, what = words.partition(": ")
     story = next((each for each in STORIES if each.name == name), None)
     if story is None:
@@ -70,8 +69,7 @@ def one_blow(words: str) -> str:
     blow = next((each for each in all_of_it if str(each) == what), None)
     if blow is None:
         raise ValueError(f"{what!r} does not happen in {name}; for example: {all_of_it[0]}, {all_of_it[-1]}")
-    end = play(story, blow)
-    return "" if same(story, end, undisturbed) else f"ended as {end}, undisturbed as {undisturbed}"
+    return story, blow, undisturbed
 
 
 def main(arguments: Iterable[str]) -> int:
@@ -81,12 +79,13 @@ def main(arguments: Iterable[str]) -> int:
     parser.add_argument("--blow", help="STORY: WHAT, as a failure of tests/sim/test_exhaustive.py prints it")
     options = parser.parse_args(list(arguments))
     if options.blow is not None:
+        if options.seed is not None or options.runs:
+            parser.error("--blow is a run of its own: no --seed, no --runs")
         try:
-            failure = one_blow(options.blow)
+            found = chosen_blow(options.blow)
         except ValueError as error:
             parser.error(str(error))
-        except BrokenError as error:
-            failure = str(error)
+        failure = strike(*found)
         print(failure or options.blow)
         print(f"{0 if failure else 1} passed, {1 if failure else 0} failed")
         return 1 if failure else 0

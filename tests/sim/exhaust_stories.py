@@ -28,6 +28,12 @@ def both(sim: Sim) -> None:
     sim.world.add_iscsi("web", "h1")
 
 
+def iscsi_small(sim: Sim) -> None:
+    """Its memory takes less than a second."""
+    iscsi(sim)
+    sim.migrations.copy_s[sim.world.guest("g").uuid] = 0.8
+
+
 def iscsi_qemu(sim: Sim) -> None:
     _machines(sim)
     sim.world.add_iscsi_qemu("g", "h1")
@@ -100,15 +106,18 @@ async def undrain(sim: Sim) -> str:
 
 
 MIGRATE_SMALL = Story("migrate-drbd-small", drbd_small, migrate, may_be_undone=True)
+MIGRATE_ISCSI_SMALL = Story("migrate-iscsi-small", iscsi_small, migrate, may_be_undone=True)
+DRAIN_BOTH = Story("drain-both", both, drain, drained="h1")
 STORIES = (
     MIGRATE_SMALL,
+    MIGRATE_ISCSI_SMALL,
     Story("migrate-drbd", drbd, migrate, may_be_undone=True),
     Story("migrate-iscsi", iscsi, migrate, may_be_undone=True),
     Story("migrate-drbd-unheard", drbd_unheard, migrate, may_be_undone=True),
     Story("migrate-iscsi-unheard", iscsi_unheard, migrate, may_be_undone=True),
     Story("drain-drbd", drbd, drain, drained="h1"),
     Story("drain-iscsi", iscsi, drain, drained="h1"),
-    Story("drain-both", both, drain, drained="h1"),
+    DRAIN_BOTH,
     Story("undrain-drbd", drbd, undrain, before=drain),
     Story("undrain-iscsi", iscsi, undrain, before=drain),
     Story("cold-drbd", drbd, move_cold, may_be_undone=True),

@@ -74,7 +74,7 @@ class SimHypervisor:
             DomainFull(
                 facts=self._facts(uuid),
                 name=self._host.world.guests[uuid].name,
-                autostart=False,
+                autostart=uuid in self._host.world.autostart,
                 live_xml="<domain/>",
                 xml="<domain/>",
             )

@@ -312,7 +312,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "            needed |= set()\n",
     ),
     _one(
-        "forgotten in memory before it is forgotten in the journal",
+        "what the daemon forgets stays in the journal",
         "I16",
         "migrd/engine.py",
         "            await self._journal.drop(names)\n",

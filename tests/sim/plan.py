@@ -13,8 +13,15 @@ HEAL_AT_S = 40.0
 COLD = 3  # seeds that leave this when divided by four have cold moves
 UNHEARD = 1  # ... and those switch-overs whose end is not heard of
 AIMED = 2  # ... and those faults that are aimed at one moment of one move
-HANGS = (4, 14)  # divided by sixteen: disks that hang; no seed of seeds.txt leaves one of these
-PAIRED = (2, 3, 5, 6, 8, 12)  # divided by 32: faults that chance hardly ever brings together; nor of these
+HANGS = (4, 14)  # divided by sixteen: disks that hang
+PAIRED = (
+    2,
+    3,
+    5,
+    6,
+    8,
+    12,
+)  # divided by 32: faults in rare pairs; no kept seed leaves one
 FORGETS = 9  # divided by sixteen: a journal that keeps next to nothing of what has ended
 _KINDS = (
     *(("drbd",),) * 4,
@@ -77,7 +84,10 @@ class Plan:
             for g in self.guests
         ]
         deeds = [f"  {deed}" for deed in self.deeds]
-        return "\n".join([f"seed {self.seed}: {' '.join(self.hosts)}", *guests, *deeds])
+        more = [f"heals at {self.heal_at_s:g} s"]
+        more += [f"keeps {self.keep} ended operations"] if self.keep != Keep().operations else []
+        more += [] if self.auto_demote else ["DRBD does not demote by itself"]
+        return "\n".join([f"seed {self.seed}: {' '.join(self.hosts)}; {', '.join(more)}", *guests, *deeds])
 
 
 def plan(seed: int) -> Plan:
@@ -214,6 +224,12 @@ def _with_short_memory(made: Plan) -> Plan:
         deaths += [
             Deed(at_s, "kill_tidying", (rng.choice((1, 1, 2)), rng.choice(("before", "after")))),
             Deed(at_s + rng.uniform(25.0, 40.0), "start_daemon"),
+        ]
+    if rng.random() < 0.4:  # no room for forgetting, either
+        full_s = rng.uniform(0.0, 70.0)
+        deaths += [
+            Deed(full_s, "disk", ("migrd", rng.choice(("full", "io", "late")))),
+            Deed(full_s + rng.uniform(5.0, 35.0), "disk", ("migrd", "")),
         ]
     calm = tuple(deed for deed in made.deeds if deed.what in _COMMANDS)
     kept = calm if rng.random() < 0.6 else made.deeds

@@ -530,6 +530,10 @@ class Sim:
         )
         if dict(self.controller.administrative()) != decided:
             wrong.append(f"I16: hosts are {dict(self.controller.administrative())}; all rows say {decided}")
+        for name, record in records.items():
+            children = [each.id for each in records.values() if each.parent == name]
+            if record.children != children:
+                wrong.append(f"I16: children of {name}: {record.children}, and there are {children}")
         return wrong
 
     def story(self, wrong: list[str]) -> str:

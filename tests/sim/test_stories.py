@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from agents.protocol import DomainState
+from migrd.engine import Settings
 from migrd.model import HostState
 from migrd.ports import JournalReadOnly
+from migrd.retention import Keep
 from storage.errors import Unknown
 from tests.core.vloop import run
 from tests.sim.converge import converge
@@ -387,6 +389,38 @@ def test_i16_hosts_and_guests_are_watched_while_the_journal_takes_no_rows() -> N
 
     for fault in ("full", "io", "hang"):
         tell(partial(story, fault))
+
+
+def test_i16_killed_around_forgetting_it_forgets_once() -> None:
+    """At a transaction that drops, or condenses; and both happen."""
+    seen: set[str] = set()
+
+    async def story(number: int, when: str) -> None:
+        settings = Settings(keep=Keep(operations=1))
+        async with Sim(number, settings, repeat=f"tidying {number} {when}") as sim:
+            three(sim)
+            sim.world.add_iscsi("g", "h1")
+            await sim.start()
+            for to in ("h2", "h3", "h1"):
+                operation = await sim.migrate("g", to)
+                await sim.until(lambda: state(sim, operation) == "done")  # noqa: B023 - of this round
+            before = sim.tidyings
+            sim.kill_tidying(number, when)
+            await sim.until(lambda: sim.daemon.life is None, at_most_s=120)
+            assert sim.daemon.life is None, "it never struck"
+            assert sim.tidyings == before + number - (when == "before")
+            sim.start_daemon()
+            await sim.until(lambda: sim.controller is not None)
+            await sim.pass_time(40.0)
+            assert len(sim.operations()) == 1
+            seen.add("dropped" if len(sim.books.states) > 1 else "")
+            await converge(sim)
+            sim.check_end()
+
+    for number in (1, 2):
+        for when in ("before", "after"):
+            tell(partial(story, number, when))
+    assert seen == {"dropped"}
 
 
 def test_i20_a_drain_whose_first_row_hangs_is_not_known_to_have_begun_and_begins_once() -> None:
