@@ -7,54 +7,82 @@ that death looks like silence. libvirt on the source waits its keepalive for tha
 time enough for the daemon to look at both hosts (migrd/sagas/migrate_switch_over.py).
 
 Nothing is read from them and nothing written. Once libvirtd is dead, and its next life says that no arrival
-runs here, they are let go of: an error that comes late helps nobody.
+has run here, they are let go of: an error that comes late helps nobody.
+
+libvirt's events are a hint and no more: they get lost while libvirtd is away, so whatever is not known for
+certain is asked for again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import structlog
 
-from agents.hypervisor.words import Hypervisor
+from agents.hypervisor.words import DomainFacts, Hypervisor
 from agents.protocol import DomainState
-from agents.streams.words import Ends, Held, Streams
-from storage.errors import OutcomeError, Retryable
+from agents.streams.words import Ends, Held, Stream, Streams
+from storage.errors import OutcomeError
 
 log = structlog.get_logger()
 
-POLL_S = 0.25
-HOLD_S = 60.0  # beyond any keepalive that is worth having
+POLL_S = 0.5
+LIST_S = 5.0  # connections are listed so often while a guest arrives
+ASK_S = 2.0  # libvirt is given so long to tell the state of one guest
+ANSWERS_WITHIN_S = 10.0  # of the end of an arrival libvirtd has said so, if it ever does
+HOLD_S = 60.0  # beyond the end of an arrival; libvirt on the source closes its end long before
+HOLD_MAX_S = 900.0  # of one whose libvirtd has died, and whose peer has closed nothing
 PORTS = {"": 16514, "tls": 16514, "tcp": 16509}  # libvirt's own, by the transport of a URI
 
 
 @dataclass(slots=True)
 class Holding:
-    """One connection. `died_s`: when its libvirtd was found dead."""
+    """One connection. `died_s`: when its libvirtd was found dead; `has_run`: what its next life said then."""
 
     held: Held
     died_s: float | None = None
+    has_run: bool | None = None
 
 
 def libvirt_port(uri: str) -> int | None:
     """Where libvirtd is reached: qemu+tls://h1/system -> 16514. None: by a program of its own, e.g. ssh."""
     parts = urlsplit(uri)
     found = PORTS.get(parts.scheme.partition("+")[2])
-    return found if parts.port is None or found is None else parts.port
+    try:
+        return found if parts.port is None or found is None else parts.port
+    except ValueError:
+        return None
 
 
-def is_kept(died_s: float | None, *, arrived_s: float | None, has_run: bool | None, now_s: float) -> bool:
-    """Hold a connection further whose peer waits on it? Pure.
+def is_kept(holding: Holding, *, needed: bool, now_s: float) -> bool:
+    """Hold a connection further whose peer waits on it? Pure. `needed`: a guest arrives, or did lately."""
+    if holding.died_s is None:
+        return needed
+    return holding.has_run is not False and now_s - holding.died_s < HOLD_MAX_S
 
-    `arrived_s`: when the last arrival was over, None while there is one; `has_run`: whether one of them
-    has, here; None while libvirt does not say.
+
+def arrives(facts: DomainFacts) -> bool | None:
+    """Is the guest on its way here? Pure. None: libvirt does not say.
+
+    A job whose kind it does not tell stands beside "paused" for a moment: perhaps the arrival's.
     """
-    if died_s is None:
-        return arrived_s is None or now_s - arrived_s < HOLD_S
-    return has_run is not False and now_s - died_s < HOLD_S
+    if facts.state is DomainState.UNKNOWN or (facts.state is DomainState.PAUSED and facts.job):
+        return None
+    return facts.state is DomainState.PAUSED_INCOMING
+
+
+def has_run(found: Sequence[DomainFacts | None]) -> bool | None:
+    """Does one of the arrivals run here, or did it, if only for a moment? Pure. None: libvirt does not say.
+
+    One that is shut off by now counts: its disk has gone on, and what the source has in memory must not.
+    """
+    answers = [facts for facts in found if facts is not None and arrives(facts) is not None]
+    if any(each.state not in (DomainState.ABSENT, DomainState.PAUSED_INCOMING) for each in answers):
+        return True
+    return False if len(answers) == len(found) else None
 
 
 class Arrivals:
@@ -64,23 +92,30 @@ class Arrivals:
         self._hypervisor = hypervisor
         self._streams = streams
         self._port = port
-        self._changed: set[str] = set()
         self._wake = asyncio.Event()
+        self._all = True  # any guest may have changed: after a start, and after libvirt was away
+        self._changed: set[str] = set()
+        self._unclear: set[str] = set()  # guests of which libvirt did not say whether they arrive
         self._arrivals: dict[str, float | None] = {}  # guest -> when it was over; None: it still arrives
         self._holdings: dict[Ends, Holding] = {}
+        self._listed_s = float("-inf")
         self._complained = False
         hypervisor.changes.listeners.append(self._on_change)
 
     def _on_change(self, uuid: str | None) -> None:
-        if uuid is not None:
+        if uuid is None:
+            self._all = True
+        else:
             self._changed.add(uuid)
-            self._wake.set()
+        self._wake.set()
 
     async def run(self) -> None:
-        """Never returns. A former life of this agent has let go of everything with its end."""
+        """Never returns. What a former life of this agent held, its end has let go of."""
+        if self._port is None:
+            log.warning(
+                "libvirtd is not reached over TCP of its own: its death over an arrival is not covered"
+            )
         try:
-            with contextlib.suppress(Retryable):
-                self._changed |= {each.facts.uuid for each in (await self._hypervisor.report()).domains}
             while True:
                 try:
                     await self._look()
@@ -88,84 +123,132 @@ class Arrivals:
                     self._complain(reasons=error.reasons)
                 except Exception:  # a bug must not end it
                     self._complain(exc_info=True)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_S if self._holdings or self._changed else None):
+                busy = self._all or self._changed or self._arrivals or self._holdings
+                try:
+                    async with asyncio.timeout(POLL_S if busy else None):
                         await self._wake.wait()
+                except TimeoutError:
+                    continue
         finally:
             for holding in self._holdings.values():
                 holding.held.let_go()
 
     def _complain(self, **why: object) -> None:
-        """Once an arrival, not four times a second."""
+        """Once until nothing arrives any more, not twice a second."""
         if not self._complained:
             log.warning("connections of arriving guests cannot be held", **why)
         self._complained = True
 
     async def _look(self) -> None:
         self._wake.clear()
-        changed, self._changed = self._changed, set()
-        new = False
-        for uuid in sorted(changed):
-            state = await self._state(uuid)
-            if state is None:
-                self._changed.add(uuid)
-            elif state is DomainState.PAUSED_INCOMING:
-                new = new or self._arrivals.get(uuid, 0.0) is not None
-                self._arrivals[uuid] = None
-            elif uuid in self._arrivals and self._arrivals[uuid] is None:
-                self._arrivals[uuid] = _now_s()
-        if new and self._port is not None:
-            self._complained = False
-            await self._hold(self._port)
-        await self._let_go()
-
-    async def _state(self, uuid: str) -> DomainState | None:
-        """None: libvirt does not say."""
         try:
-            state = (await self._hypervisor.facts(uuid)).state
-        except Retryable:
+            await self._ask()
+            if self._port is not None and None in self._arrivals.values():
+                await self._hold(self._port)
+        finally:
+            await self._let_go()
+
+    async def _ask(self) -> None:
+        """Who arrives? What is not told is asked for at the next look."""
+        if self._all:
+            self._changed |= {each.facts.uuid for each in (await self._hypervisor.report()).domains}
+            self._changed |= self._arrivals.keys()
+            self._all = False
+        asked = sorted(self._changed)
+        for uuid, facts in (await self._facts(asked)).items():
+            if facts is not None:
+                self._note(uuid, facts)
+
+    def _note(self, uuid: str, facts: DomainFacts) -> None:
+        on_its_way = arrives(facts)
+        if on_its_way is None:
+            self._unclear.add(uuid)
+            return
+        self._changed.discard(uuid)
+        self._unclear.discard(uuid)
+        if on_its_way:
+            if self._arrivals.get(uuid, 0.0) is not None:
+                self._listed_s = float("-inf")  # a connection of its own
+            self._arrivals[uuid] = None
+        elif self._arrivals.get(uuid, 0.0) is None:
+            self._arrivals[uuid] = _now_s()
+
+    async def _facts(self, uuids: Collection[str]) -> Mapping[str, DomainFacts | None]:
+        """None for each that libvirt does not tell of; one that is slow holds up no other."""
+        return dict(zip(uuids, await asyncio.gather(*map(self._facts_of, uuids)), strict=True))
+
+    async def _facts_of(self, uuid: str) -> DomainFacts | None:
+        try:
+            async with asyncio.timeout(ASK_S):
+                return await self._hypervisor.facts(uuid)
+        except (OutcomeError, TimeoutError):
             return None
-        return None if state is DomainState.UNKNOWN else state
 
     async def _hold(self, port: int) -> None:
+        if _now_s() - self._listed_s < LIST_S:
+            return
         for stream in await self._streams.into(port):
-            if stream.ends in self._holdings:
-                continue
-            try:
-                held = await self._streams.hold(stream)
-            except OutcomeError as error:  # the others can be held all the same
-                self._complain(remote=stream.remote, reasons=error.reasons)
-                continue
-            if held is not None:
-                self._holdings[stream.ends] = Holding(held)
+            if stream.ends not in self._holdings:
+                held = await self._hold_one(stream)
+                if held is not None:
+                    self._holdings[stream.ends] = Holding(held)
+        self._listed_s = _now_s()
+
+    async def _hold_one(self, stream: Stream) -> Held | None:
+        try:
+            return await self._streams.hold(stream)
+        except OutcomeError as error:  # the others can be held all the same
+            self._complain(remote=stream.remote, reasons=error.reasons)
+            return None
 
     async def _let_go(self) -> None:
-        for holding in self._holdings.values():
-            if holding.died_s is None and not holding.held.owner_lives():
-                holding.died_s = _now_s()
-                log.warning("libvirtd has died while a guest arrives", arrivals=sorted(self._arrivals))
-        dead = any(holding.died_s is not None for holding in self._holdings.values())
-        has_run = await self._has_run_here() if dead else None
-        over = [each for each in self._arrivals.values() if each is not None]
-        arrived_s = max(over, default=0.0) if len(over) == len(self._arrivals) else None
+        now_s = _now_s()
+        over = {u for u, over_s in self._arrivals.items() if over_s is not None and now_s - over_s >= HOLD_S}
+        dead = [each for each in self._holdings.values() if not each.held.owner_lives()]
+        if any(each.died_s is None for each in dead):
+            await self._find_heirs()
+        dead = [each for each in self._holdings.values() if each.died_s is not None]
+        if any(each.has_run is None for each in dead):
+            await self._ask_next_life(dead)
+        for uuid in over:
+            del self._arrivals[uuid]
         for ends, holding in list(self._holdings.items()):
-            if not holding.held.open_there() or not is_kept(
-                holding.died_s, arrived_s=arrived_s, has_run=has_run, now_s=_now_s()
-            ):
+            kept = is_kept(holding, needed=bool(self._arrivals), now_s=_now_s())
+            if not kept or not holding.held.open_there():
                 holding.held.let_go()
                 del self._holdings[ends]
-        if not self._holdings:
-            self._arrivals = {uuid: over_s for uuid, over_s in self._arrivals.items() if over_s is None}
+        if not self._arrivals:
+            self._complained = False
 
-    async def _has_run_here(self) -> bool | None:
-        """Does an arrival run here, or did it, if only for a moment? None while libvirt does not say.
+    async def _find_heirs(self) -> None:
+        """The process of a connection has ended: libvirtd, or a child that it had just begun, and then
+        libvirtd has it still."""
+        heirs = {} if self._port is None else {s.ends: s for s in await self._streams.into(self._port)}
+        for ends, holding in self._holdings.items():
+            if holding.died_s is not None or holding.held.owner_lives():
+                continue
+            held = await self._hold_one(heirs[ends]) if ends in heirs else None
+            if held is not None and held.owner_lives():
+                holding.held.let_go()
+                holding.held = held
+                continue
+            if held is not None:
+                held.let_go()
+            log.warning("libvirtd has died while guests arrive", arrivals=sorted(self._arrivals))
+            holding.died_s = _now_s()
 
-        One that is shut off by now counts: its disk has gone on, and what the source has in memory must not.
-        """
-        states = [await self._state(uuid) for uuid in sorted(self._arrivals)]
-        if any(state not in (None, DomainState.ABSENT, DomainState.PAUSED_INCOMING) for state in states):
-            return True
-        return None if None in states else False
+    async def _ask_next_life(self, dead: Sequence[Holding]) -> None:
+        """Did one run that was arriving as libvirtd died, or was not known to have ended that?"""
+        died_s = min(holding.died_s or 0.0 for holding in dead)
+        lately = {u for u, s in self._arrivals.items() if s is None or died_s - s < ANSWERS_WITHIN_S}
+        found = await self._facts(sorted(lately | self._unclear))
+        for uuid, facts in found.items():
+            if facts is not None:
+                self._note(uuid, facts)
+        ran = has_run(list(found.values()))
+        for holding in dead:
+            if holding.has_run is None:
+                holding.has_run = ran
 
 
 def _now_s() -> float:

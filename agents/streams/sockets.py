@@ -43,6 +43,7 @@ class Sockets:
         self._run = run
         self._proc = proc
         self._lane = Lane("sockets", 4)
+        self._holds = Lane("held sockets", 4)  # of its own: names that are not answered are no reason
 
     async def addresses(self, host: str) -> frozenset[str]:
         """See Streams."""
@@ -63,12 +64,15 @@ class Sockets:
 
     async def into(self, port: int) -> tuple[Stream, ...]:
         """See Streams."""
-        return tuple(stream for stream in await self._all() if ss.port_of(stream.local) == port)
+        seen = await self._all("sport", "=", f":{port}")
+        return tuple(each for each in seen if ss.port_of(each.local) == port and each.pid != os.getpid())
 
     async def hold(self, stream: Stream) -> HeldSocket | None:
         """See Streams."""
         try:
-            return await self._call(lambda: _hold(stream))
+            return await self._holds.call(lambda: _hold(stream), deadline_s=CALL_DEADLINE_S)
+        except (TimedOut, NoSlot) as error:
+            raise Unknown(str(error)) from None
         except OSError as error:
             if error.errno in (errno.EBADF, errno.ESRCH):
                 return None
@@ -85,10 +89,12 @@ class Sockets:
         except OSError as error:
             raise Failed(f"the connection to {stream.remote} could not be cut: {error}") from None
 
-    async def _all(self) -> tuple[Stream, ...]:
-        done = await self._run(["ss", "-tnHOpio"], deadline_s=SS_DEADLINE_S)
+    async def _all(self, *which: str) -> tuple[Stream, ...]:
+        done = await self._run(["ss", "-tnHOpio", *which], deadline_s=SS_DEADLINE_S)
         if done.rc != 0:
             raise Unknown(f"ss failed: {done.stderr.strip()[:200]}")
+        if done.truncated:
+            raise Unknown("ss said more than could be read")
         return ss.parse(done.stdout)
 
     async def _is_there(self, stream: Stream) -> bool:
@@ -141,7 +147,13 @@ class HeldSocket:
     def let_go(self) -> None:
         """See Held."""
         self._same.close()
-        os.close(self._pidfd)
+        pidfd, self._pidfd = self._pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
+
+    def __del__(self) -> None:
+        """Of a call that came to its end after its deadline, and whose result nobody takes."""
+        self.let_go()
 
 
 def _hold(stream: Stream) -> HeldSocket | None:

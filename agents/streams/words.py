@@ -74,7 +74,7 @@ class Streams(Protocol):
         ...
 
     async def into(self, port: int) -> tuple[Stream, ...]:
-        """Connections that were accepted on this port of this host. Raises storage.errors."""
+        """Connections that other processes of this host have accepted on this port. Raises storage.errors."""
         ...
 
     async def hold(self, stream: Stream) -> Held | None:

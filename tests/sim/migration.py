@@ -76,6 +76,7 @@ class Migration:
         self.forks = False  # replication breaks in the instant before the guest is paused
         self.dies = False  # the target's libvirtd does, as soon as the guest runs there
         self._no_answer = False  # ... and did
+        self._libvirtd = world.machines[target].libvirt_lives
         self._holds: list[Hold] = []
         self._arrives_s = 0.0  # since when it is to be seen there
         self.cuts = ""  # "source switch", "target confirm", ...: who loses its power in which phase
@@ -89,6 +90,12 @@ class Migration:
     @property
     def name(self) -> str:
         return self.world.guests[self.uuid].name
+
+    @property
+    def is_connected(self) -> bool:
+        """Does the libvirtd of the target still live that it was begun with?"""
+        there = self._there
+        return self.phase != "ended" and there.libvirt_up and there.libvirt_lives == self._libvirtd
 
     @property
     def _here(self) -> Machine:
@@ -439,7 +446,7 @@ class Migrations:
 
     def into(self, host: str) -> list[Migration]:
         """Those that are on their way to it, oldest first."""
-        return [each for each in self._all.values() if each.target == host and each.phase != "ended"]
+        return [each for each in self._all.values() if each.target == host and each.is_connected]
 
     def of(self, uuid: str, host: str) -> Migration | None:
         """The running migration of a guest that leaves or reaches `host`."""

@@ -284,13 +284,14 @@ class Sim:
         self.migrations.reconsider()
         self.at(for_s, self.libvirt_back, host)
 
-    def libvirt_back(self, host: str) -> None:
+    def libvirt_back(self, host: str, *, hitch: bool = True) -> None:
         machine = self.world.machines[host]
         if machine.booted and not machine.libvirt_up:
             machine.libvirt_up = True
             machine.libvirt_since_s = self._loop.time()
             machine.libvirt_lives += 1
-            self._hitch()
+            if hitch:
+                self._hitch()
             self.trace.note("fault", host, "libvirtd is back")
             self.migrations.cold.reconsider()
             for listener in list(machine.listeners):
@@ -338,7 +339,8 @@ class Sim:
         self.world.machines[host].libvirt_up = False
         self.trace.note("fault", host, "libvirtd dies")
         self.at(0.0, self.migrations.reconsider)
-        self.at(self.world.between(LIBVIRTD_AWAY_S), self.libvirt_back, host)
+        # No hitch: a keepalive is long enough for everybody to see to it.
+        self.at(self.world.between(LIBVIRTD_AWAY_S), lambda: self.libvirt_back(host, hitch=False))
 
     def fork(self, guest: str) -> None:
         """The guest's replication breaks in the instant before its next switch-over: nobody can help that."""
