@@ -143,28 +143,39 @@ class Arrivals:
         self._wake.clear()
         try:
             await self._ask()
+            if not self._arrivals:
+                self._complained = False
             if self._port is not None and None in self._arrivals.values():
                 await self._hold(self._port)
         finally:
             await self._let_go()
 
     async def _ask(self) -> None:
-        """Who arrives? What is not told is asked for at the next look."""
-        if self._all:
-            self._changed |= {each.facts.uuid for each in (await self._hypervisor.report()).domains}
-            self._changed |= self._arrivals.keys()
-            self._all = False
-        asked = sorted(self._changed)
-        for uuid, facts in (await self._facts(asked)).items():
-            if facts is not None:
-                self._note(uuid, facts)
+        """Who arrives? What is not told is asked for at the next look.
 
-    def _note(self, uuid: str, facts: DomainFacts) -> None:
-        on_its_way = arrives(facts)
+        What is marked as changed meanwhile stays so: the answer may be older than that.
+        """
+        asked, self._changed = self._changed, set()
+        everything, self._all = self._all, False
+        try:
+            if everything:
+                for each in (await self._hypervisor.report()).domains:
+                    self._note(each.facts.uuid, each.facts)
+                asked |= self._arrivals.keys()
+        except BaseException:
+            self._all = True
+            self._changed |= asked
+            raise
+        for uuid, facts in (await self._facts(sorted(asked))).items():
+            self._note(uuid, facts)
+
+    def _note(self, uuid: str, facts: DomainFacts | None) -> None:
+        on_its_way = None if facts is None else arrives(facts)
         if on_its_way is None:
-            self._unclear.add(uuid)
+            self._changed.add(uuid)
+            if facts is not None:
+                self._unclear.add(uuid)
             return
-        self._changed.discard(uuid)
         self._unclear.discard(uuid)
         if on_its_way:
             if self._arrivals.get(uuid, 0.0) is not None:
@@ -217,8 +228,6 @@ class Arrivals:
             if not kept or not holding.held.open_there():
                 holding.held.let_go()
                 del self._holdings[ends]
-        if not self._arrivals:
-            self._complained = False
 
     async def _find_heirs(self) -> None:
         """The process of a connection has ended: libvirtd, or a child that it had just begun, and then
@@ -243,8 +252,7 @@ class Arrivals:
         lately = {u for u, s in self._arrivals.items() if s is None or died_s - s < ANSWERS_WITHIN_S}
         found = await self._facts(sorted(lately | self._unclear))
         for uuid, facts in found.items():
-            if facts is not None:
-                self._note(uuid, facts)
+            self._note(uuid, facts)
         ran = has_run(list(found.values()))
         for holding in dead:
             if holding.has_run is None:

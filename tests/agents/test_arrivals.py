@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from agents.arrivals import (
     HOLD_MAX_S,
@@ -291,6 +292,18 @@ def test_guests_that_ran_here_before_do_not_keep_what_died_with_libvirtd() -> No
         here.back(DomainState.ABSENT)
         await asyncio.sleep(1.0)
         assert here.streams.still() == []
+
+
+def test_a_libvirt_that_is_away_is_complained_of_once() -> None:
+    with capture_logs() as said:
+
+        @story(Here())
+        async def _(here: Here) -> None:
+            here.hypervisor.trouble = "no libvirtd"
+            here.hypervisor.changes.tell(None)
+            await asyncio.sleep(60.0)
+
+    assert len(said) == 1
 
 
 def test_without_a_port_of_its_own_nothing_is_held() -> None:
