@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.lab.cluster import MOVER_DIRTY_MIB_S, Cluster
+from tests.lab.cluster import CRAWL_MIB_S, FULL_SPEED_MIB_S, MOVER_DIRTY_MIB_S, Cluster
 from tests.lab.labctl import until
 
 pytestmark = pytest.mark.lab
@@ -24,6 +24,7 @@ def test_daemon_killed_at_ten_random_instants_of_a_drain(cluster: Cluster) -> No
         cluster.guest("kill-b", "h1", "drbd", peer="h3", dirty=MOVER_DIRTY_MIB_S),
         cluster.guest("kill-c", "h1", "iscsi"),
     ]
+    cluster.copy_at(guests[0], "h1", CRAWL_MIB_S)  # however slow this machine is, the drain outlasts the kills
     asked = cluster.in_background("drain", "h1")
     cluster.copying(*guests)  # the first move is on its way
     operation = cluster.operations(kind="drain", subject="h1")[0]["id"]
@@ -34,6 +35,7 @@ def test_daemon_killed_at_ten_random_instants_of_a_drain(cluster: Cluster) -> No
         time.sleep(dice.uniform(0.0, 3.0))
         cluster.kill("s1", "migrd")
         killed_at_s.append(cluster.clock_s("s1"))
+    cluster.copy_at(guests[0], "h1", FULL_SPEED_MIB_S)
     cluster.settle()
     ended = cluster.finished(operation)
     asked.communicate(timeout=60)
