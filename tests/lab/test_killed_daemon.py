@@ -24,7 +24,7 @@ def test_daemon_killed_at_ten_random_instants_of_a_drain(cluster: Cluster) -> No
         cluster.guest("kill-b", "h1", "drbd", peer="h3", dirty=MOVER_DIRTY_MIB_S),
         cluster.guest("kill-c", "h1", "iscsi"),
     ]
-    cluster.copy_at(guests[0], "h1", CRAWL_MIB_S)  # however slow this machine is, the drain outlasts the kills
+    cluster.copy_at(guests[0], "h1", CRAWL_MIB_S)  # so the drain outlasts the kills on any machine
     asked = cluster.in_background("drain", "h1")
     cluster.copying(*guests)  # the first move is on its way
     operation = cluster.operations(kind="drain", subject="h1")[0]["id"]
