@@ -213,18 +213,16 @@ class Arrivals:
             return None
 
     async def _let_go(self) -> None:
-        now_s = _now_s()
-        over = {u for u, over_s in self._arrivals.items() if over_s is not None and now_s - over_s >= HOLD_S}
         dead = [each for each in self._holdings.values() if not each.held.owner_lives()]
         if any(each.died_s is None for each in dead):
             await self._find_heirs()
         dead = [each for each in self._holdings.values() if each.died_s is not None]
         if any(each.has_run is None for each in dead):
             await self._ask_next_life(dead)
-        for uuid in over:
-            del self._arrivals[uuid]
+        now_s = _now_s()
+        self._arrivals = {u: s for u, s in self._arrivals.items() if s is None or now_s - s < HOLD_S}
         for ends, holding in list(self._holdings.items()):
-            kept = is_kept(holding, needed=bool(self._arrivals), now_s=_now_s())
+            kept = is_kept(holding, needed=bool(self._arrivals), now_s=now_s)
             if not kept or not holding.held.open_there():
                 holding.held.let_go()
                 del self._holdings[ends]
