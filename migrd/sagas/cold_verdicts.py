@@ -134,7 +134,7 @@ def decide(state: ColdState, event: Looked) -> Result:  # noqa: PLR0911 - a tabl
         case Found.UNKNOWN:
             return _unknown(state, event, seen)
         case Found.RUNS_ON_SOURCE:
-            return _runs_on_source(replace(state, down=False))
+            return _runs_on_source(replace(state, down=False, moved=False))
         case Found.OFF_ON_SOURCE:
             return _off_on_source(replace(state, down=True, moved=False))
         case Found.OFF_ON_BOTH if state.issued(ColdStage.MOVE):

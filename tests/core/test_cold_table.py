@@ -174,6 +174,22 @@ def test_a_definition_on_both_hosts_is_swept_from_the_target_before_a_start_at_h
     assert order == ["settle", "sweep", "free-target", "reattach", "reacquire", "restart"]
 
 
+def test_i15_a_guest_that_somebody_started_once_its_definition_was_back_is_not_brought_back_again() -> None:
+    """Seed 867130928375: nobody heard that the return had ended; the next ones were refused, for ever."""
+    attempts = {stage: 1 for stage in ColdStage if stage in ("prepare", "release", "acquire")}
+    gone = {ColdStage.MOVE: 1, ColdStage.START: 1, ColdStage.RETURN: 1}
+    state = at(
+        ColdStage.RECONCILE,
+        going_back=True,
+        moved=True,
+        back_to=ColdStage.RETURN,
+        attempts={**attempts, **gone},
+    )
+    state, (call,) = cold.step(state, looked(DomainState.RUNNING, DomainState.ABSENT))
+    assert isinstance(call, Call)
+    assert (call.step, state.moved) == (ColdStage.SETTLE, False)
+
+
 BOTH = (DomainState.SHUTOFF, DomainState.SHUTOFF)
 AT_HOME = (DomainState.SHUTOFF, DomainState.ABSENT)
 AWAY = (DomainState.ABSENT, DomainState.SHUTOFF)
