@@ -226,6 +226,8 @@ class Arrivals:
             if not kept or not holding.held.open_there():
                 holding.held.let_go()
                 del self._holdings[ends]
+        if not self._holdings:  # nobody is asked any more about those that are over
+            self._arrivals = {uuid: None for uuid, over_s in self._arrivals.items() if over_s is None}
 
     async def _find_heirs(self) -> None:
         """The process of a connection has ended: libvirtd, or a child that it had just begun, and then
