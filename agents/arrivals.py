@@ -100,7 +100,8 @@ class Arrivals:
         self._holdings: dict[Ends, Holding] = {}
         self._listed_s = float("-inf")
         self._complained = False
-        hypervisor.changes.listeners.append(self._on_change)
+        if port is not None:
+            hypervisor.changes.listeners.append(self._on_change)
 
     def _on_change(self, uuid: str | None) -> None:
         if uuid is None:
@@ -112,13 +113,13 @@ class Arrivals:
     async def run(self) -> None:
         """Never returns. What a former life of this agent held, its end has let go of."""
         if self._port is None:
-            log.warning(
-                "libvirtd is not reached over TCP of its own: its death over an arrival is not covered"
-            )
+            log.warning("libvirtd is not reached over TCP: its death over an arrival is not covered")
+            await asyncio.Event().wait()
+            return
         try:
             while True:
                 try:
-                    await self._look()
+                    await self._look(self._port)
                 except OutcomeError as error:
                     self._complain(reasons=error.reasons)
                 except Exception:  # a bug must not end it
@@ -139,16 +140,16 @@ class Arrivals:
             log.warning("connections of arriving guests cannot be held", **why)
         self._complained = True
 
-    async def _look(self) -> None:
+    async def _look(self, port: int) -> None:
         self._wake.clear()
         try:
             await self._ask()
             if not self._arrivals:
                 self._complained = False
-            if self._port is not None and None in self._arrivals.values():
-                await self._hold(self._port)
+            if None in self._arrivals.values():
+                await self._hold(port)
         finally:
-            await self._let_go()
+            await self._let_go(port)
 
     async def _ask(self) -> None:
         """Who arrives? What is not told is asked for at the next look.
@@ -212,10 +213,10 @@ class Arrivals:
             self._complain(remote=stream.remote, reasons=error.reasons)
             return None
 
-    async def _let_go(self) -> None:
+    async def _let_go(self, port: int) -> None:
         dead = [each for each in self._holdings.values() if not each.held.owner_lives()]
         if any(each.died_s is None for each in dead):
-            await self._find_heirs()
+            await self._find_heirs(port)
         dead = [each for each in self._holdings.values() if each.died_s is not None]
         if any(each.has_run is None for each in dead):
             await self._ask_next_life(dead)
@@ -229,10 +230,10 @@ class Arrivals:
         if not self._holdings:  # nobody is asked any more about those that are over
             self._arrivals = {uuid: None for uuid, over_s in self._arrivals.items() if over_s is None}
 
-    async def _find_heirs(self) -> None:
+    async def _find_heirs(self, port: int) -> None:
         """The process of a connection has ended: libvirtd, or a child that it had just begun, and then
         libvirtd has it still."""
-        heirs = {} if self._port is None else {s.ends: s for s in await self._streams.into(self._port)}
+        heirs = {stream.ends: stream for stream in await self._streams.into(port)}
         for ends, holding in self._holdings.items():
             if holding.died_s is not None or holding.held.owner_lives():
                 continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from operator import is_
 
 from agents.mistakes import Mistake, MistakesError, Seconds
 from agents.protocol import PROTOCOL, DomainReport, Event, HostReport
@@ -150,13 +151,31 @@ def follow(before: Followed, event: Event) -> tuple[Followed, bool]:
     missed = event.kind == "hello" or event.seq != expected
     after = replace(before, stream=event.stream, seq=event.seq)
     if event.kind == "report" and event.report is not None:
-        return replace(after, report=event.report), False
+        return replace(after, report=kept(before.report, event.report)), False
     if after.report is None:
         return after, True
     if event.kind == "domain":
         domains = _changed(after.report.domains, event)
         after = replace(after, report=replace(after.report, domains=domains))
     return after, missed or event.kind == "volume"
+
+
+def kept(before: HostReport | None, report: HostReport) -> HostReport:
+    """The newer one. A guest that is as it was stays the same object; a definition not sent is the last one.
+
+    Thousands of equal objects instead of those that are known would be walked over by the garbage collector
+    as often as hosts are read, a third of a second each time at 20,000 guests.
+    """
+    if before is None:
+        return report
+    known = {domain.uuid: domain for domain in before.domains}
+    found = []
+    for domain in report.domains:
+        old = known.get(domain.uuid)
+        new = domain if domain.xml or old is None else replace(domain, xml=old.xml)
+        found.append(old if old is not None and old == new else new)
+    same = len(found) == len(before.domains) and all(map(is_, found, before.domains))
+    return replace(report, domains=before.domains if same else tuple(found))
 
 
 def _changed(domains: Iterable[DomainReport], event: Event) -> tuple[DomainReport, ...]:

@@ -12,9 +12,8 @@ def drbd(sim: Sim) -> None:
 
 
 def drbd_small(sim: Sim) -> None:
-    """Its memory takes less than a second."""
     drbd(sim)
-    sim.migrations.copy_s[sim.world.guest("g").uuid] = 0.8
+    _is_small(sim)
 
 
 def iscsi(sim: Sim) -> None:
@@ -29,9 +28,8 @@ def both(sim: Sim) -> None:
 
 
 def iscsi_small(sim: Sim) -> None:
-    """Its memory takes less than a second."""
     iscsi(sim)
-    sim.migrations.copy_s[sim.world.guest("g").uuid] = 0.8
+    _is_small(sim)
 
 
 def iscsi_qemu(sim: Sim) -> None:
@@ -82,6 +80,11 @@ def drbd_unheard(sim: Sim) -> None:
 def iscsi_unheard(sim: Sim) -> None:
     iscsi(sim)
     sim.lose_answer("g", 120.0)
+
+
+def _is_small(sim: Sim) -> None:
+    """Its memory takes less than a second."""
+    sim.migrations.copy_s[sim.world.guest("g").uuid] = 0.8
 
 
 def _machines(sim: Sim) -> None:
